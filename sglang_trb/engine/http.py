@@ -1,0 +1,49 @@
+"""Our HTTP routes on SGLang's server, and the keys that its update routes need."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+from sglang.srt.entrypoints import http_server
+from sglang.srt.runtime_context import get_exec
+from sglang.srt.utils.auth import AuthLevel
+
+import sglang_trb
+from sglang_trb.engine import plugin
+
+router = APIRouter()
+
+
+def add_routes(*args: Any, **kwargs: Any) -> None:
+    """Hook before ``_setup_and_run_http_server``: runs once the configuration is published, before the app starts."""
+    if get_exec().kernel.sampling_backend != plugin.BACKEND:
+        return
+    plugin.require_in_force()
+    http_server.app.include_router(router)
+    # It unpickles tensors. Without an admin key, SGLang answers 403 on this level.
+    http_server.update_weights_from_tensor._auth_level = AuthLevel.ADMIN_FORCE
+
+
+@router.get("/trb/info")
+async def info() -> dict[str, Any]:
+    """What is served: models, versions, stop ids, default rule, memory plan, and whether requests are accepted."""
+    state = http_server.get_global_state()
+    manager = state.tokenizer_manager
+    pair = manager.pair
+    return {
+        "student": pair.student,
+        "teacher": pair.teacher,
+        "student_weight_version": manager.config_value("weight_version"),
+        "versions": {"sglang_trb": sglang_trb.__version__, "sglang": plugin.CHECKED_SGLANG},
+        "vocab_size": pair.vocab_size,
+        "stop_ids": {
+            "student": list(pair.alignment.student_ids),
+            "teacher": list(pair.alignment.teacher_ids),
+            "canonical": pair.alignment.canonical_id,
+            "masked": list(pair.alignment.masked_ids),
+        },
+        "default": manager.blend_default.to_wire(),
+        "memory": state.scheduler_info["trb_memory"],
+        "refusing": manager.update_guard.refusal,
+    }

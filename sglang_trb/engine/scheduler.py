@@ -1,0 +1,37 @@
+"""The scheduler of a blending server: SGLang's own, with the paired worker and our result streamer in it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sglang.srt.managers.scheduler import Scheduler
+from sglang.srt.runtime_context import get_device, get_exec
+
+from sglang_trb.engine import plugin
+from sglang_trb.engine.pair import PairedWorker
+from sglang_trb.engine.results import TrbOutputStreamer
+
+
+class TrbScheduler(Scheduler):
+    """Hosts the pair when the server runs with ``--sampling-backend trb``; otherwise SGLang's scheduler."""
+
+    @property
+    def blends(self) -> bool:
+        return get_exec().kernel.sampling_backend == plugin.BACKEND
+
+    def init_tp_model_worker(self) -> None:
+        if not self.blends:
+            return super().init_tp_model_worker()
+        plugin.require_in_force()
+        self.tp_worker = PairedWorker(
+            server_args=self.server_args, gpu_id=get_device().gpu_id, nccl_port=self.nccl_port
+        )
+        # A request ends on the ids that alignment maps to the stop event, whatever the checkpoint's files say.
+        self.model_config.hf_eos_token_id = set(self.tp_worker.pair.alignment.student_ids)
+
+    def get_output_streamer_class(self) -> type:
+        return TrbOutputStreamer if self.blends else super().get_output_streamer_class()
+
+    def get_init_info(self) -> dict[str, Any]:
+        info = super().get_init_info()
+        return info | {"trb_memory": self.tp_worker.memory_plan()} if self.blends else info

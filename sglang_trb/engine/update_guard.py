@@ -1,0 +1,63 @@
+"""Whether the server may answer requests, given what weight updates have done to the student.
+
+A small state machine without SGLang in it. Single-call updates (disk) replace the whole checkpoint; sessions
+(``begin_weight_update`` … ``end_weight_update``) write it in parts.
+"""
+
+from __future__ import annotations
+
+UPDATING = "the student's weights are being updated; try again when the update has ended"
+HALF_WRITTEN = (
+    "a weight update failed after it had begun to write: the student's weights are neither the old nor the new ones. "
+    "Requests are refused until an update succeeds"
+)
+
+BUSY = "requests are in flight"
+"""Starts the scheduler's answer to an update that it did not begin; the same call may be tried again."""
+
+UNTOUCHED = "nothing was changed: "
+"""Starts the scheduler's answer to an update that failed before a byte was written."""
+
+
+class UpdateGuard:
+    """Tracks updates; `refusal` says why requests are refused at present, or None."""
+
+    def __init__(self) -> None:
+        self._half_written = False
+        self._session_open = False
+        self._session_wrote = False
+
+    @property
+    def refusal(self) -> str | None:
+        if self._half_written:
+            return HALF_WRITTEN
+        return UPDATING if self._session_open else None
+
+    def replaced(self, success: bool, message: str) -> None:
+        """A single-call update of the whole checkpoint has ended."""
+        if success:
+            self._half_written = False
+        else:
+            self._note_failure(message)
+
+    def begun(self) -> None:
+        """A session was opened: from now on the weights are a mixture until it ends."""
+        self._session_open, self._session_wrote = True, False
+
+    def wrote(self, success: bool, message: str) -> None:
+        """A part of a session has been written, or could not be."""
+        if success:
+            self._session_wrote = True
+        else:
+            self._session_wrote = False
+            self._note_failure(message)
+
+    def ended(self) -> None:
+        """The session was closed; one that wrote without a failure at its end makes the weights whole again."""
+        if self._session_wrote:
+            self._half_written = False
+        self._session_open = False
+
+    def _note_failure(self, message: str) -> None:
+        if not (message.startswith((UNTOUCHED, BUSY)) and "|" not in message):
+            self._half_written = True

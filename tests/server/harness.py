@@ -1,0 +1,141 @@
+"""Starts a real blending server on loopback for tests, and talks to it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import requests
+
+START_SECONDS = 180
+ADMIN_KEY = "test-admin-key"
+
+CPU_OPTIONS = {
+    "device": "cpu",
+    "attention-backend": "torch_native",
+    "grammar-backend": "none",
+    "dtype": "float32",
+    "sampling-backend": "trb",
+    "sampling-defaults": "openai",
+    "host": "127.0.0.1",
+    "max-total-tokens": "4096",
+    "context-length": "512",
+    "max-running-requests": "32",
+    "enable-metrics": None,
+    "log-level": "info",
+}
+"""What every test server runs with; None marks a flag without a value."""
+
+
+class ServerDied(RuntimeError):
+    """The server ended while starting; the message holds the end of its log."""
+
+
+class Server:
+    """A running server; requests go to its own routes."""
+
+    def __init__(self, process: subprocess.Popen, port: int, log: Path) -> None:
+        self.process, self.log = process, log
+        self.url = f"http://127.0.0.1:{port}"
+
+    def post(self, route: str, body: dict[str, Any], admin: bool = False, timeout: float = 120) -> requests.Response:
+        headers = {"Authorization": f"Bearer {ADMIN_KEY}"} if admin else {}
+        return requests.post(self.url + route, json=body, headers=headers, timeout=timeout)
+
+    def get(self, route: str) -> requests.Response:
+        return requests.get(self.url + route, timeout=60)
+
+    def generate(self, prompt: str | list[int], blend: dict[str, Any] | None = None, **sampling: Any) -> dict[str, Any]:
+        """One ``/generate`` request that must succeed; ``logprobs=True`` asks for SGLang's own too."""
+        body: dict[str, Any] = {"text": prompt} if isinstance(prompt, str) else {"input_ids": prompt}
+        if sampling.pop("logprobs", False):
+            body["return_logprob"] = True
+        sampling = {"max_new_tokens": 16, "ignore_eos": True} | sampling
+        body["sampling_params"] = sampling | ({"custom_params": blend} if blend is not None else {})
+        response = self.post("/generate", body)
+        assert response.status_code == 200, response.text
+        return response.json()
+
+    def kv_slots(self) -> dict[str, int]:
+        """Free and evictable KV slots after a flush, for leak checks."""
+        response = self.post("/flush_cache?timeout=20", {}, admin=True)
+        assert response.status_code == 200, response.text
+        (state,) = self.get("/get_server_info").json()["internal_states"]
+        return {key: state[key] for key in ("max_total_num_tokens", "available_kv_size") if key in state}
+
+    def log_tail(self, lines: int = 40) -> str:
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+
+@contextlib.contextmanager
+def serve(
+    student: Path, teacher: Path | None, environment: dict[str, str] | None = None, **options: Any
+) -> Iterator[Server]:
+    """A server on a free port, ended with its whole process group.
+
+    Args:
+        student, teacher: checkpoint folders; without a teacher no ``speculative-draft-model-path`` is given.
+        environment: variables to add.
+        options: SGLang's options with underscores; True marks a flag, None removes one of CPU_OPTIONS.
+
+    Raises:
+        ServerDied: it ended, or did not answer within START_SECONDS.
+    """
+    port = _free_port()
+    arguments = dict(CPU_OPTIONS) | {"model-path": str(student), "port": str(port)}
+    if teacher is not None:
+        arguments["speculative-draft-model-path"] = str(teacher)
+    for name, value in options.items():
+        name = name.replace("_", "-")
+        if value is None:
+            arguments.pop(name, None)
+        else:
+            arguments[name] = None if value is True else str(value)
+    command = [sys.executable, "-m", "sglang.launch_server"]
+    for name, value in arguments.items():
+        command += [f"--{name}"] + ([] if value is None else [value])
+    log = Path(tempfile.mkstemp(prefix="trb-server-", suffix=".log")[1])
+    with log.open("w") as stream:
+        process = subprocess.Popen(
+            command,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | (environment or {}),
+            start_new_session=True,
+        )
+    server = Server(process, port, log)
+    try:
+        _wait_until_healthy(server)
+        yield server
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        log.unlink()
+
+
+def _wait_until_healthy(server: Server) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if server.process.poll() is not None:
+            raise ServerDied(server.log_tail(60))
+        with contextlib.suppress(requests.ConnectionError, requests.Timeout):
+            if requests.get(server.url + "/health_generate", timeout=10).status_code == 200:
+                return
+        time.sleep(0.3)
+    raise ServerDied(f"no answer within {START_SECONDS} s\n" + server.log_tail(60))
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
