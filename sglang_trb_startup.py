@@ -33,7 +33,7 @@ def declare_missing_schemas(torchvision_dir: str) -> bool:
         return False
     except OSError:
         pass
-    library = torch.library.Library("torchvision", "FRAGMENT")  # noqa: TOR901 (kept alive below)
+    library = torch.library.Library("torchvision", "FRAGMENT")
     library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     _libraries.append(library)
@@ -50,7 +50,6 @@ class _TorchvisionFinder:
             spec = importlib.machinery.PathFinder.find_spec(name)
             if spec is not None and spec.submodule_search_locations:
                 declare_missing_schemas(spec.submodule_search_locations[0])
-        return None
 
 
 if "torchvision" not in sys.modules and _TorchvisionFinder not in sys.meta_path:

@@ -22,6 +22,7 @@ KIB, GIB = 1 << 10, 1 << 30
 H100_BYTES = 81_559 << 20  # the 80 GB card, as nvidia-smi reports it
 CONTEXT_BYTES = GIB  # CUDA context, NCCL and the like, taken before the weights load; an estimate
 
+_LABEL = 42  # width of the first column
 _DTYPE_BYTES = {"float32": 4, "float": 4, "bfloat16": 2, "float16": 2, "half": 2}
 _KV_DTYPE_BYTES = {"bfloat16": 2, "bf16": 2, "fp8_e5m2": 1, "fp8_e4m3": 1}
 
@@ -49,17 +50,17 @@ class MemoryPlan:
 
     Attributes:
         student, teacher: the two models.
-        device_bytes: memory of the device.
-        mem_fraction: the share of it, less `CONTEXT_BYTES`, that weights and KV pool may take.
         context_length: longest sequence, in tokens.
-        max_total_tokens: upper limit on the KV pool, in tokens; None for no limit.
+        device_bytes: memory of the device.
+        mem_fraction: the share of it, less `CONTEXT_BYTES`, for weights and KV pool; None: no limit but the next.
+        max_total_tokens: upper limit on the KV pool, in tokens; None: no limit but the one before.
     """
 
     student: ModelMemory
     teacher: ModelMemory
-    device_bytes: int
-    mem_fraction: float
     context_length: int
+    device_bytes: int
+    mem_fraction: float | None
     max_total_tokens: int | None = None
 
     @property
@@ -71,15 +72,24 @@ class MemoryPlan:
         return self.student.kv_bytes_per_token + self.teacher.kv_bytes_per_token
 
     @property
+    def available_bytes(self) -> int:
+        """What is free before the weights load."""
+        return self.device_bytes - CONTEXT_BYTES
+
+    @property
     def static_bytes(self) -> int:
         """What weights and KV pool may take together."""
-        return int((self.device_bytes - CONTEXT_BYTES) * self.mem_fraction)
+        return int(self.available_bytes * (1 if self.mem_fraction is None else self.mem_fraction))
 
     @property
     def tokens(self) -> int:
         """Tokens in the KV pool; 0 when the weights leave no room."""
         room = max(0, self.static_bytes - self.weight_bytes) // self.kv_bytes_per_token
         return room if self.max_total_tokens is None else min(room, self.max_total_tokens)
+
+    @property
+    def pool_bytes(self) -> int:
+        return self.tokens * self.kv_bytes_per_token
 
     @property
     def fits(self) -> bool:
@@ -99,39 +109,34 @@ class MemoryPlan:
         return self.student_bytes(tokens) + self.teacher_bytes(tokens)
 
     def render(self) -> str:
-        """The plan as aligned plain text, GiB and KiB being powers of two."""
+        """The plan as aligned plain text; GiB and KiB are powers of two."""
         length = self.context_length
-        both = ModelMemory(
-            "both",
-            self.student.parameters + self.teacher.parameters,
-            self.weight_bytes,
-            self.kv_bytes_per_token,
-        )
-        sequences = f"{self.tokens / length:.1f} sequences of {length:,}"
+        parameters = self.student.parameters + self.teacher.parameters
+        header = f"{'one rank':{_LABEL}}{'parameters':>11}{'weights':>12}{'KV/token':>12}{f'KV/{length}':>12}"
+        models = [
+            (f"student {Path(self.student.name).name}", self.student),
+            (f"teacher {Path(self.teacher.name).name}", self.teacher),
+            ("both", ModelMemory("both", parameters, self.weight_bytes, self.kv_bytes_per_token)),
+        ]
+        share = "" if self.mem_fraction is None else f"{self.mem_fraction:g} of "
+        sequences = f"{self.tokens:,} tokens = {self.tokens / length:.1f} sequences of {length:,}"
         totals = [
-            ("student alone, one sequence (Eq. 4)", _gib(self.student_bytes(length))),
-            ("blended, one sequence (Eq. 5)", _gib(self.blended_bytes(length))),
-            ("added by the teacher (Eq. 6)", _gib(self.teacher_bytes(length))),
-            (f"{self.mem_fraction:g} of {_gib(self.device_bytes - CONTEXT_BYTES).strip()}", _gib(self.static_bytes)),
-            ("  weights", _gib(self.weight_bytes)),
-            ("  KV pool", f"{_gib(self.tokens * both.kv_bytes_per_token)} = {self.tokens:,} tokens = {sequences}"),
-            ("outside (graphs, activations, logits)", _gib(self.device_bytes - CONTEXT_BYTES - self.static_bytes)),
+            ("student alone, one sequence (Eq. 4)", self.student_bytes(length), ""),
+            ("blended, one sequence (Eq. 5)", self.blended_bytes(length), ""),
+            ("added by the teacher (Eq. 6)", self.teacher_bytes(length), ""),
+            (f"weights and pool may take {share}{self.available_bytes / GIB:.2f}", self.static_bytes, ""),
+            ("  weights", self.weight_bytes, ""),
+            ("  KV pool", self.pool_bytes, f" = {sequences}"),
+            ("left (graphs, activations, logits)", self.available_bytes - self.weight_bytes - self.pool_bytes, ""),
         ]
-        header = f"{'one rank':38}{'parameters':>11}{'weights':>12}{'KV/token':>12}{'KV/' + str(length):>12}"
-        rows = [_row(label, model, length) for label, model in self._models()] + [_row("both", both, length)]
-        return "\n".join([header, *rows, *(f"{label:38}{value}" for label, value in totals)])
-
-    def _models(self) -> list[tuple[str, ModelMemory]]:
-        return [
-            (f"{role} {Path(model.name).name}", model)
-            for role, model in (("student", self.student), ("teacher", self.teacher))
-        ]
+        lines = [header, *(_row(label, model, length) for label, model in models)]
+        return "\n".join([*lines, *(f"{label:{_LABEL}}{_gib(size)}{note}" for label, size, note in totals)])
 
 
 def _row(label: str, model: ModelMemory, length: int) -> str:
     kv = f"{model.kv_bytes_per_token / KIB:8.1f} KiB"
     sequence = _gib(length * model.kv_bytes_per_token)
-    return f"{label:38}{model.parameters / 1e6:>9,.1f} M{_gib(model.weight_bytes):>12}{kv:>12}{sequence:>12}"
+    return f"{label:{_LABEL}}{model.parameters / 1e6:>9,.1f} M{_gib(model.weight_bytes):>12}{kv:>12}{sequence:>12}"
 
 
 def _gib(size: int) -> str:
@@ -142,26 +147,33 @@ def plan(options: Mapping[str, Any], device_bytes: int) -> MemoryPlan:
     """The memory plan of a server configuration.
 
     Args:
-        options: SGLang's options with underscores: ``model_path``, ``speculative_draft_model_path``,
-            ``mem_fraction_static`` and ``context_length`` are required; ``dtype``, ``kv_cache_dtype``, ``tp_size`` and
-            ``max_total_tokens`` are used where given.
+        options: SGLang's options with underscores. ``model_path``, ``speculative_draft_model_path``,
+            ``context_length`` and one of ``mem_fraction_static`` and ``max_total_tokens`` are required; ``dtype``,
+            ``kv_cache_dtype`` and ``tp_size`` are used where given.
         device_bytes: memory of one device.
 
     Raises:
         InvalidParameter: a required option is absent, or one has a value the plan does not know.
     """
-    required = ("model_path", "speculative_draft_model_path", "mem_fraction_static", "context_length")
-    for name in required:
+    for name in ("model_path", "speculative_draft_model_path", "context_length"):
         if options.get(name) is None:
             raise InvalidParameter(name, None, "a value; the memory plan needs it")
+    for name in ("context_length", "max_total_tokens", "tp_size"):
+        if not isinstance(options.get(name, 1), int) or options.get(name, 1) < 1:
+            raise InvalidParameter(name, options[name], "an integer >= 1")
+    fraction, tokens = options.get("mem_fraction_static"), options.get("max_total_tokens")
+    if fraction is None and tokens is None:
+        raise InvalidParameter("mem_fraction_static", None, "a value, here or for max_total_tokens")
+    if fraction is not None and not (isinstance(fraction, int | float) and 0 < fraction <= 1):
+        raise InvalidParameter("mem_fraction_static", fraction, "a number in (0, 1]")
     if options.get("quantization"):
         raise InvalidParameter("quantization", options["quantization"], "none: the plan counts unquantised weights")
     precision = {name: options.get(name, "auto") for name in ("dtype", "kv_cache_dtype")}
     student, teacher = (
-        model_memory(options[name], tensor_parallel=options.get("tp_size", 1), **precision) for name in required[:2]
+        model_memory(options[name], tensor_parallel=options.get("tp_size", 1), **precision)
+        for name in ("model_path", "speculative_draft_model_path")
     )
-    fraction, length = options["mem_fraction_static"], options["context_length"]
-    return MemoryPlan(student, teacher, device_bytes, fraction, length, options.get("max_total_tokens"))
+    return MemoryPlan(student, teacher, options["context_length"], device_bytes, fraction, tokens)
 
 
 def model_memory(

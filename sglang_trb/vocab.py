@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from sglang_trb.checkpoint import checkpoint_file, read_json, text_config
-from sglang_trb.errors import PairMismatch
+from sglang_trb.errors import InvalidParameter, PairMismatch
 
+VOCABULARY_FILES = ("vocab.json", "tokenizer.model", "vocab.txt", "spiece.model")  # besides tokenizer.json
 SHOWN = 3  # differences that a message spells out; it always gives the number of all
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
@@ -53,7 +54,7 @@ def check_same_vocabulary(student: str | Path, teacher: str | Path) -> SharedVoc
     Raises:
         PairMismatch: the tokenizers differ, or the teacher's output has no row for an id of the student; the message
             lists every difference.
-        InvalidParameter: a checkpoint cannot be found.
+        InvalidParameter: a checkpoint cannot be found, or has no tokenizer that can be compared.
     """
     ours, theirs = _Tokenizer.load(student), _Tokenizer.load(teacher)
     shared = _shared(ours, theirs)
@@ -91,10 +92,11 @@ class _Tokenizer:
         config = read_json(checkpoint, "tokenizer_config.json") or {}
         added |= {int(i): token["content"] for i, token in (config.get("added_tokens_decoder") or {}).items()}
         unigram = isinstance(model["vocab"], list)
-        pieces = {i: piece for i, (piece, _) in enumerate(model["vocab"])} if unigram else _by_id(model["vocab"])
+        pieces = enumerate(p for p, _ in model["vocab"]) if unigram else ((i, p) for p, i in model["vocab"].items())
         to_bytes = _byte_level if '"ByteLevel"' in json.dumps([parts["pre_tokenizer"], spec.get("decoder")]) else _plain
         return cls(
-            ordinary={i: to_bytes(p) for i, p in pieces.items() if i not in added and p != f"[PAD{i}]"},
+            # llama.cpp calls the padding rows of a GGUF file "[PAD<id>]"; they are no tokens.
+            ordinary={i: to_bytes(p) for i, p in pieces if i not in added and p != f"[PAD{i}]"},
             added={i: content.encode() for i, content in added.items()},
             model=model.get("type") or "BPE",
             merges=[tuple(m.split(" ", 1)) if isinstance(m, str) else tuple(m) for m in model.get("merges") or ()],
@@ -107,23 +109,21 @@ class _Tokenizer:
         return self.ordinary.keys() | self.added.keys()
 
 
-def _by_id(vocab: dict[str, int]) -> dict[int, str]:
-    # llama.cpp names the padding rows of a GGUF file "[PAD<id>]"; `load` drops those, they are no tokens.
-    return {i: piece for piece, i in vocab.items()}
-
-
 def _tokenizer_json(checkpoint: str | Path) -> dict[str, Any]:
     path = checkpoint_file(checkpoint, "tokenizer.json")
     if path is not None:
         return json.loads(path.read_text(encoding="utf-8"))
+    # Without one of these transformers invents an empty tokenizer, and two of those would be equal.
+    if not any(checkpoint_file(checkpoint, name) for name in VOCABULARY_FILES):
+        raise InvalidParameter("checkpoint", str(checkpoint), "one with a tokenizer.json or another vocabulary file")
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(str(checkpoint))
-    if not hasattr(tokenizer, "backend_tokenizer"):
-        raise PairMismatch(
-            f"the tokenizer of {str(checkpoint)!r} ({type(tokenizer).__name__}) has no tokenizer.json form"
-        )
-    return json.loads(tokenizer.backend_tokenizer.to_str())
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(checkpoint))
+        return json.loads(tokenizer.backend_tokenizer.to_str())
+    except (AttributeError, OSError, ValueError) as error:  # AttributeError: a tokenizer in Python has no backend
+        allowed = f"one with a tokenizer.json, or files that transformers can turn into one ({error})"
+        raise InvalidParameter("checkpoint", str(checkpoint), allowed) from error
 
 
 def _output_rows(checkpoint: str | Path) -> int | None:

@@ -78,7 +78,9 @@ class TrbSampler(Sampler):
         if not info.changes_logits():
             return None, None
         adjusted_BV = student_logits_BV.float().clone()
-        info.apply_logits_bias(adjusted_BV)
+        # Without overlap scheduling the penalties come unaccumulated, and SGLang applies them in no fixed order.
+        accumulated = info if info.penalizer_orchestrator is None else info.copy_for_forward()
+        accumulated.apply_logits_bias(adjusted_BV)
         info.grammar_mask = None  # as ModelRunner does: it must not outlive the step
         mask_BV = adjusted_BV.isneginf()
         # All stop ids are one event: where the student may not stop, the teacher's own ids may not either.

@@ -52,15 +52,20 @@ class Oracle:
             model(ids).logits[0, len(prompt) - 1 :, : self.vocab_size].double().numpy() for model in self.models
         )
         return [
-            self._position(student[t], teacher[t], output[:t], prompt, sampling) for t in range(len(output))
+            self._position(student[t], teacher[t], output[:t], sampling) for t in range(len(output))
         ]
 
-    def _position(self, student, teacher, history: list[int], prompt: list[int], sampling: dict[str, Any]) -> Position:
+    @torch.inference_mode()
+    def raw_student(self, ids: list[int]) -> np.ndarray:
+        """The student's own log-probabilities after each token: full vocabulary, neither masked nor aligned."""
+        return torch.log_softmax(self.models[0](torch.tensor([ids])).logits[0].double(), -1).numpy()
+
+    def _position(self, student, teacher, history: list[int], sampling: dict[str, Any]) -> Position:
         raw = [self.align(log_softmax(student), "student"), self.align(log_softmax(teacher), "teacher")]
         temperature = sampling.get("temperature", 1.0)
         greedy = temperature == 0.0 or sampling.get("top_k") == 1
         temperature = 1.0 if temperature == 0.0 else temperature
-        adjusted, forbidden = adjust(student, history, prompt, sampling)
+        adjusted, forbidden = adjust(student, history, sampling)
         if sampling.get("min_new_tokens", 0) > len(history):
             forbidden[[*self.stops["student"], *self.stops["teacher"]]] = True
         adjusted, masked_teacher = np.where(forbidden, NEG, adjusted), np.where(forbidden, NEG, teacher)
@@ -124,7 +129,7 @@ def blend_at(p: np.ndarray, q: np.ndarray, beta: float) -> np.ndarray:
     return log_softmax(logits)
 
 
-def adjust(logits: np.ndarray, history: list[int], prompt: list[int], sampling: dict[str, Any]):
+def adjust(logits: np.ndarray, history: list[int], sampling: dict[str, Any]):
     """OpenAI's frequency and presence penalties, the repetition penalty, and the logit bias."""
     adjusted, forbidden = logits.copy(), np.zeros(len(logits), bool)
     counts = np.bincount(history, minlength=len(logits)) if history else np.zeros(len(logits))
@@ -133,7 +138,7 @@ def adjust(logits: np.ndarray, history: list[int], prompt: list[int], sampling: 
     repetition = sampling.get("repetition_penalty", 1.0)
     if repetition != 1.0:
         seen = np.zeros(len(logits), bool)
-        seen[prompt + history] = True
+        seen[history] = True  # SGLang counts the generated tokens only
         adjusted = np.where(seen, np.where(adjusted > 0, adjusted / repetition, adjusted * repetition), adjusted)
     for token, bias in (sampling.get("logit_bias") or {}).items():
         adjusted[int(token)] += bias

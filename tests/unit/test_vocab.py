@@ -8,6 +8,7 @@ import pytest
 
 from sglang_trb.errors import InvalidParameter, PairMismatch
 from sglang_trb.vocab import SharedVocabulary, check_same_vocabulary
+from tests.pairs import TOKENIZER_SIZE, build_pair, qwen_tokenizer
 
 SPACE = "Ġ"  # the byte-level stand-in of b" "
 WORDS = ["a", "b", "c", SPACE, "é", "ab", SPACE + "a", "abc"]
@@ -82,8 +83,10 @@ def test_added_tokens_named_in_the_tokenizer_config_only_count(save):
     assert shared == SharedVocabulary(size=12, student_only=(11,))
 
 
-def test_an_added_token_may_be_an_ordinary_one_of_the_same_bytes(compare):
-    assert compare(tokenizer(names=()), tokenizer(words=WORDS[:-1], names=("abc",))).size == 8
+def test_an_added_token_may_be_an_ordinary_one_of_the_same_bytes(save):
+    ordinary, other = save("ordinary", tokenizer(names=())), save("other", tokenizer(words=WORDS[:-1], names=("abc",)))
+    for student, teacher in ((ordinary, other), (other, ordinary)):
+        assert check_same_vocabulary(student, teacher) == SharedVocabulary(size=8)
 
 
 def test_ids_with_other_bytes_are_named(compare):
@@ -162,8 +165,9 @@ def test_byte_fallback_pieces(compare):
     words = ["<0x0A>", "▁", "a", "▁a"]
     spec = tokenizer(words=words, merges=[["▁", "a"]]) | {"pre_tokenizer": None, "decoder": {"type": "ByteFallback"}}
     teacher = copy.deepcopy(spec)
-    teacher["model"]["vocab"] = {"<0x0B>": 0, "▁": 1, "a": 2, "▁a": 3}
-    with pytest.raises(PairMismatch, match=r"1 ids .* id 0: b'\\n' \(student\), b'\\x0b' \(teacher\)"):
+    teacher["model"]["vocab"] = {"<0x0B>": 0, "▁": 1, "a": 2, "▁b": 3}
+    ids = r"id 0: b'\\n' \(student\), b'\\x0b' \(teacher\), id 3: b' a' \(student\), b' b' \(teacher\)"
+    with pytest.raises(PairMismatch, match="2 ids .* " + ids):
         compare(spec, teacher)
 
 
@@ -174,6 +178,13 @@ def test_unigram_scores_are_compared(compare):
 
     with pytest.raises(PairMismatch, match=r"1 piece scores differ: #1: -1.0 \(student\), -2.0 \(teacher\)"):
         compare(unigram(-1.0), unigram(-2.0))
+
+
+def test_the_kind_of_tokenizer_is_compared(compare):
+    pieces = tokenizer(merges=[])
+    words = pieces | {"model": {"type": "WordLevel", "vocab": pieces["model"]["vocab"], "unk_token": "a"}}
+    with pytest.raises(PairMismatch, match=r"tokenizer models: BPE \(student\), WordLevel \(teacher\)$"):
+        compare(pieces, words)
 
 
 def test_ids_without_a_row_in_the_students_output_are_not_valid(save):
@@ -210,11 +221,35 @@ def test_an_unknown_checkpoint_is_named(tmp_path, monkeypatch):
         check_same_vocabulary(tmp_path / "no-such-folder", tmp_path / "no-such-folder")
 
 
-def test_a_vocabulary_of_150k_compares_in_seconds(save):
-    """Limit 10 s; it takes 1 to 2 s on two shared cores, and the limit keeps a busy machine from failing it."""
-    words = [f"{n:x}" for n in range(150_000)]
-    spec = tokenizer(words=words, merges=[[word[:-1], word[-1]] for word in words[16:]])
-    student, teacher = save("student", spec), save("teacher", spec)
+def test_a_checkpoint_without_a_tokenizer_is_named(save, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "config.json").write_text('{"model_type": "qwen3"}')
+    with pytest.raises(InvalidParameter, match=r"checkpoint: got '.*empty'; allowed: one with a tokenizer\.json"):
+        check_same_vocabulary(tmp_path / "empty", save("teacher", tokenizer()))
+
+
+def test_the_pairs_that_the_servers_of_the_tests_run():
+    assert check_same_vocabulary(*paths("plain")) == SharedVocabulary(size=TOKENIZER_SIZE)
+    assert check_same_vocabulary(*paths("padded")) == SharedVocabulary(size=TOKENIZER_SIZE)
+    with pytest.raises(PairMismatch, match=r"2 ids .*b' the' \(student\), b' of' \(teacher\)"):
+        check_same_vocabulary(*paths("mismatch_ids"))
+    with pytest.raises(PairMismatch, match="pre-tokenisers differ"):
+        check_same_vocabulary(*paths("mismatch_split"))
+
+
+def test_a_vocabulary_of_qwens_size_compares_in_seconds(save):
+    """Qwen3's ids, the student with and the teacher without <think> and </think>, its last two.
+
+    Limit 10 s; it takes 1 to 2 s on two shared cores, and the limit keeps a busy machine from failing it.
+    """
+    spec = json.loads(qwen_tokenizer().to_str())
+    student = save("student", spec)
+    teacher = save("teacher", spec | {"added_tokens": spec["added_tokens"][:-2]})
     start = time.monotonic()
-    assert check_same_vocabulary(student, teacher).size == 150_003
+    assert check_same_vocabulary(student, teacher) == SharedVocabulary(151_669, student_only=(151_667, 151_668))
     assert time.monotonic() - start < 10
+
+
+def paths(variant):
+    pair = build_pair(variant)
+    return pair.student, pair.teacher

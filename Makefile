@@ -1,0 +1,35 @@
+# Every target creates or updates .venv first (no-op when it is up to date). Everything here runs on a CPU.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PY := .venv/bin/python
+# A GPU, where there is one, is left alone: .venv is the CPU environment.
+export CUDA_VISIBLE_DEVICES :=
+
+.PHONY: help setup demo test test-slow lint bench clean
+
+help: ## show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: ## create or update .venv (CPU environment, exact versions of requirements/cpu.lock)
+	@scripts/setup_env.sh
+
+demo: setup ## the main job: serve a real small pair, blend, distil, report
+	$(PY) examples/smollm2/demo.py
+
+test: setup ## unit tests, then tests against a real SGLang server on the CPU
+	$(PY) -m pytest -m "not gpu and not slow"
+
+test-slow: setup ## the slow tests too
+	$(PY) -m pytest -m "not gpu"
+
+lint: setup ## ruff (lint and format) and mypy
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	$(PY) -m mypy
+
+bench: setup ## measure solver and serving; results in benchmarks/results/*.json
+	$(PY) benchmarks/solver.py
+	$(PY) benchmarks/serving.py
+
+clean: ## remove .venv, caches and run outputs
+	rm -rf .venv .cache .mypy_cache .pytest_cache .ruff_cache build *.egg-info out

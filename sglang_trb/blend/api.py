@@ -1,0 +1,89 @@
+"""`trust_region_blend`: the public, checked entry to the blend, with its backends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from sglang_trb.blend import reference
+from sglang_trb.blend.align import normalised
+from sglang_trb.blend.solver import solve
+from sglang_trb.blend.types import BlendOutput
+from sglang_trb.errors import InvalidParameter
+
+LOGIT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def trust_region_blend(
+    student_logits_BV: torch.Tensor,
+    teacher_logits_BV: torch.Tensor,
+    epsilon_B: torch.Tensor,
+    *,
+    backend: str = "auto",
+) -> BlendOutput:
+    """Blend each row with the largest beta in [0, 1] that keeps KL(mu || p) within its budget (Eq. 1, 2).
+
+    Args:
+        student_logits_BV, teacher_logits_BV: logits [B, V] at temperature 1 or already divided by it; float64, float32,
+            bfloat16 or float16, on one device; -inf forbids a token.
+        epsilon_B: budgets [B] in nats, a float dtype, >= 0, not NaN; +inf allows the teacher itself.
+        backend: ``reference`` (float64 row by row, the definition), ``torch`` (batched), ``auto`` (the fastest
+            available). ``triton`` is reserved.
+
+    Returns:
+        log mu, beta and KL(mu || p); a row in which either model has NaN, +inf or nothing finite is NaN, alone.
+
+    Raises:
+        InvalidParameter (a ValueError): shapes, dtypes, devices, a negative or NaN budget, an unknown backend.
+    """
+    _check_logits("student_logits_BV", student_logits_BV)
+    _check_logits("teacher_logits_BV", teacher_logits_BV)
+    if teacher_logits_BV.shape != student_logits_BV.shape:
+        allowed = f"the student's shape {tuple(student_logits_BV.shape)}"
+        raise InvalidParameter("teacher_logits_BV.shape", tuple(teacher_logits_BV.shape), allowed)
+    if epsilon_B.shape != student_logits_BV.shape[:1]:
+        allowed = f"one budget per row, ({student_logits_BV.shape[0]},)"
+        raise InvalidParameter("epsilon_B.shape", tuple(epsilon_B.shape), allowed)
+    if not epsilon_B.is_floating_point():
+        raise InvalidParameter("epsilon_B.dtype", epsilon_B.dtype, "a floating-point dtype")
+    devices = {student_logits_BV.device, teacher_logits_BV.device, epsilon_B.device}
+    if len(devices) > 1:
+        raise InvalidParameter("device", sorted(map(str, devices)), "one device for all three tensors")
+    if not bool((epsilon_B >= 0).all()):
+        raise InvalidParameter("epsilon_B", epsilon_B.tolist(), "numbers >= 0 (nats)")
+    if backend not in _BACKENDS:
+        raise InvalidParameter("backend", backend, "one of " + ", ".join(_BACKENDS))
+    return _BACKENDS[backend](student_logits_BV, teacher_logits_BV, epsilon_B)
+
+
+def _check_logits(name: str, logits_BV: torch.Tensor) -> None:
+    if logits_BV.ndim != 2 or 0 in logits_BV.shape:
+        raise InvalidParameter(f"{name}.shape", tuple(logits_BV.shape), "[B, V] with B, V >= 1")
+    if logits_BV.dtype not in LOGIT_DTYPES:
+        raise InvalidParameter(f"{name}.dtype", logits_BV.dtype, f"one of {LOGIT_DTYPES}")
+
+
+def _torch(student_BV: torch.Tensor, teacher_BV: torch.Tensor, epsilon_B: torch.Tensor) -> BlendOutput:
+    student_BV, teacher_BV = student_BV.double(), teacher_BV.double()
+    bad_B = ~(student_BV.amax(1).isfinite() & teacher_BV.amax(1).isfinite())
+    p_BV, q_BV = (normalised(x.masked_fill(bad_B[:, None], 0.0)) for x in (student_BV, teacher_BV))
+    blend = solve(p_BV, q_BV, epsilon_B)
+    nan = float("nan")
+    return BlendOutput(
+        blend.log_mu_BV.masked_fill(bad_B[:, None], nan).float(),
+        blend.beta_B.masked_fill(bad_B, nan).float(),
+        blend.kl_B.masked_fill(bad_B, nan).float(),
+    )
+
+
+def _triton(*_: torch.Tensor) -> BlendOutput:
+    raise InvalidParameter("backend", "triton", "reference or torch: this version has no Triton kernel")
+
+
+_BACKENDS: dict[str, Callable[..., BlendOutput]] = {
+    "auto": _torch,
+    "torch": _torch,
+    "reference": reference.trust_region_blend,
+    "triton": _triton,
+}

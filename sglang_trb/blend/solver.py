@@ -1,0 +1,204 @@
+"""The largest feasible beta of each row, batched (Eq. 2, App. E).
+
+f(beta) = KL(mu_beta || p) = beta A'(beta) - A(beta) (Eq. 12) rises from 0; f' = beta A'' (Eq. 13). One pass over the
+vocabulary gives A, A' and A'' at one beta, the two ends come almost free. The search brackets the root and interpolates
+log beta against log f by the inverse cubic Hermite polynomial, which needs one or two passes where bisection needs
+thirty. It keeps the feasible end: whatever the trip count, KL(mu || p) <= epsilon, and more trips only come closer.
+
+All of it is float64: the budget is compared with a difference of sums near 1, and at epsilon = 1e-6 fp32 sums (and fp32
+log-probabilities) lose it. See docs/decisions.md for the figures.
+
+Legend: _B rows, _V vocabulary, _M the three moments 1, r, r^2 of the log-ratio r = log q - log p.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from sglang_trb.blend.align import NEG_INF
+
+TRIPS = 16
+"""Passes of the search. Needed for 1e-4 of the budget over LLM-like pairs: 1.4 on average, 5 at worst; over hostile ones
+(two tokens, log-ratios of hundreds, budgets from 1e-6 to 1000): 2.4 on average, 13 at worst of 5,184."""
+
+MARGIN = 2e-5
+"""A feasible beta with f >= epsilon (1 - MARGIN) is final; the search aims at epsilon (1 - MARGIN / 2)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Blend:
+    """The solution of each row; float64.
+
+    Attributes:
+        log_mu_BV: log-probabilities of mu; exactly ``log_p_BV`` where beta = 0.
+        beta_B: in [0, 1].
+        kl_B: KL(mu || p) in nats.
+    """
+
+    log_mu_BV: torch.Tensor
+    beta_B: torch.Tensor
+    kl_B: torch.Tensor
+
+
+def solve(log_p_BV: torch.Tensor, log_q_BV: torch.Tensor, epsilon_B: torch.Tensor, trips: int = TRIPS) -> Blend:
+    """Blend each row with the largest beta in [0, 1] whose KL(mu_beta || p) stays within its budget.
+
+    On S = supp p & supp q, with p restricted to S and renormalised, the budget is epsilon + log p(S); where that is
+    negative or S is empty, beta = 0 and mu = p (METHODS section 1, "Defined cases"). epsilon = 0 gives p bit for bit.
+
+    Args:
+        log_p_BV, log_q_BV: normalised log-probabilities [B, V] float64, -inf off support, no NaN.
+        epsilon_B: budgets [B] in nats, >= 0, any float dtype.
+        trips: passes of the search.
+
+    Returns:
+        The blend. No host synchronisation, no data-dependent shape: safe in a CUDA graph.
+    """
+    family = _Family(log_p_BV, log_q_BV)
+    budget_B = epsilon_B.double() + family.log_mass_B
+    enabled_B = (epsilon_B > 0) & (budget_B >= 0) & family.nonempty_B
+    at_one = family.at_one()
+    saturated_B = at_one.kl_B <= budget_B
+
+    target_B = budget_B.clamp(min=torch.finfo(torch.float64).tiny)
+    low, high = family.below(target_B), at_one
+    found = low.emptied()
+    done_B = saturated_B | ~enabled_B
+    streak_B = torch.zeros_like(budget_B)  # > 0: that many feasible points in a row; < 0: infeasible ones
+    for _ in range(trips):
+        if done_B.device.type == "cpu" and bool(done_B.all()):
+            break  # on a device this would stall the host, and a graph has a fixed trip count
+        point = family.at(_candidate(low, high, target_B, streak_B))
+        fits_B = point.kl_B <= target_B
+        raises_B, lowers_B = fits_B & ~done_B, ~fits_B & ~done_B
+        found, low, high = found.updated(raises_B, point), low.updated(raises_B, point), high.updated(lowers_B, point)
+        streak_B = torch.where(fits_B, streak_B.clamp(min=0) + 1, streak_B.clamp(max=0) - 1)
+        done_B = done_B | (fits_B & (point.kl_B >= target_B * (1.0 - MARGIN)))
+
+    beta_B = torch.where(enabled_B, torch.where(saturated_B, 1.0, found.beta_B), 0.0)
+    kl_B = torch.where(enabled_B, torch.where(saturated_B, at_one.kl_B, found.kl_B), 0.0)
+    blended_B = beta_B > 0
+    log_mu_BV = torch.where(blended_B[:, None], family.log_mu(beta_B), log_p_BV)
+    return Blend(log_mu_BV, beta_B, torch.where(blended_B, (kl_B - family.log_mass_B).clamp(min=0.0), 0.0))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Point:
+    """f and its slope at one beta per row."""
+
+    beta_B: torch.Tensor
+    kl_B: torch.Tensor
+    curvature_B: torch.Tensor  # A'' = Var_mu(r)
+
+    def log_log(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """log beta, log f and d log f / d log beta = beta^2 A'' / f, finite for any input."""
+        tiny = torch.finfo(torch.float64).tiny
+        kl_B = self.kl_B.clamp(min=tiny)
+        slope_B = (self.beta_B.square() * self.curvature_B / kl_B).clamp(1e-6, 1e6)
+        return self.beta_B.clamp(min=tiny).log(), kl_B.log(), slope_B
+
+    def updated(self, rows_B: torch.Tensor, other: _Point) -> _Point:
+        """With the other point in the chosen rows."""
+        return _Point(
+            torch.where(rows_B, other.beta_B, self.beta_B),
+            torch.where(rows_B, other.kl_B, self.kl_B),
+            torch.where(rows_B, other.curvature_B, self.curvature_B),
+        )
+
+    def emptied(self) -> _Point:
+        """beta = 0, which is always feasible."""
+        zeros_B = torch.zeros_like(self.beta_B)
+        return _Point(zeros_B, zeros_B, zeros_B)
+
+
+class _Family:
+    """The exponential family mu_beta ∝ p e^(beta r) on S, one row at a time in the batch."""
+
+    def __init__(self, log_p_BV: torch.Tensor, log_q_BV: torch.Tensor) -> None:
+        self.base_BV = log_p_BV.masked_fill(log_q_BV == NEG_INF, NEG_INF)  # log p on S
+        ratio_BV = torch.nan_to_num(log_q_BV - log_p_BV, nan=0.0, posinf=0.0, neginf=0.0)
+        self.moments_BMV = torch.stack((torch.ones_like(ratio_BV), ratio_BV, ratio_BV.square()), dim=1)
+        # Half of the largest log p + log q bounds the exponents below: see _weights.
+        peak_B = (self.base_BV + ratio_BV / 2).amax(1)
+        self.nonempty_B = peak_B > NEG_INF
+        self.peak_B = torch.where(self.nonempty_B, peak_B, 0.0)
+        self.p_moments_BM = self._sums(self.base_BV.exp())
+        self.log_mass_B = self.p_moments_BM[:, 0].log().nan_to_num(neginf=0.0)
+
+    @property
+    def ratio_BV(self) -> torch.Tensor:
+        return self.moments_BMV[:, 1]
+
+    def _sums(self, weights_BV: torch.Tensor) -> torch.Tensor:
+        return torch.bmm(self.moments_BMV, weights_BV.unsqueeze(2)).squeeze(2)
+
+    def _weights(self, beta_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """p e^(beta r) e^-shift on S and the shift.
+
+        log p + beta r is convex in beta at its maximum over V, is at most 0 at both ends and ``peak`` at 1/2; so the
+        chords through these bound it, exponents are at most 0, and far apart models do not underflow.
+        """
+        shift_B = self.peak_B * (1.0 - (2.0 * beta_B - 1.0).abs())
+        exponent_BV = torch.addcmul(self.base_BV, self.ratio_BV, beta_B[:, None])
+        return exponent_BV.sub_(shift_B[:, None]).exp_(), shift_B
+
+    def _point(self, beta_B: torch.Tensor, sums_BM: torch.Tensor, shift_B: torch.Tensor) -> _Point:
+        total_B = sums_BM[:, 0].clamp(min=torch.finfo(torch.float64).tiny)
+        log_normaliser_B = total_B.log() + shift_B - self.log_mass_B  # A(beta), Eq. 11
+        mean_B = sums_BM[:, 1] / total_B  # A'(beta)
+        variance_B = (sums_BM[:, 2] / total_B - mean_B.square()).clamp(min=0.0)  # A''(beta), Eq. 14
+        return _Point(beta_B, beta_B * mean_B - log_normaliser_B, variance_B)
+
+    def at(self, beta_B: torch.Tensor) -> _Point:
+        weights_BV, shift_B = self._weights(beta_B)
+        return self._point(beta_B, self._sums(weights_BV), shift_B)
+
+    def at_one(self) -> _Point:
+        return self.at(torch.ones_like(self.log_mass_B))
+
+    def below(self, target_B: torch.Tensor) -> _Point:
+        """A feasible beta in closed form, with f from its expansion at 0 (Eq. 18).
+
+        f(beta) = ∫ s A''(s) ds, and a variance is at most a quarter of the squared range of r (Popoviciu), so
+        beta = sqrt(8 epsilon) / range satisfies f <= epsilon.
+        """
+        tiny = torch.finfo(torch.float64).tiny
+        highest_B = self.ratio_BV.masked_fill(self.base_BV == NEG_INF, NEG_INF).amax(1)
+        lowest_B = self.ratio_BV.masked_fill(self.base_BV == NEG_INF, -NEG_INF).amin(1)
+        range_B = (highest_B - lowest_B).nan_to_num(nan=0.0).clamp(min=1e-12)
+        beta_B = ((8.0 * target_B).sqrt() / range_B).clamp(max=0.5)
+        mass_B = self.p_moments_BM[:, 0].clamp(min=tiny)
+        mean_B = self.p_moments_BM[:, 1] / mass_B
+        variance_B = (self.p_moments_BM[:, 2] / mass_B - mean_B.square()).clamp(min=1e-200)
+        return _Point(beta_B, torch.minimum(variance_B * beta_B.square() / 2.0, target_B * 0.99), variance_B)
+
+    def log_mu(self, beta_B: torch.Tensor) -> torch.Tensor:
+        """log mu_beta on S, normalised."""
+        log_weights_BV = torch.addcmul(self.base_BV, self.ratio_BV, beta_B[:, None])
+        total_B1 = torch.logsumexp(log_weights_BV, 1, keepdim=True)
+        return log_weights_BV - total_B1.masked_fill(total_B1 == NEG_INF, 0.0)
+
+
+def _candidate(low: _Point, high: _Point, target_B: torch.Tensor, streak_B: torch.Tensor) -> torch.Tensor:
+    """The next beta, strictly inside the bracket.
+
+    Inverse cubic Hermite interpolation of log beta at log f, its tangents limited so that it is monotone (Fritsch and
+    Carlson 1980). When the same end has moved twice in a row, the middle: the interpolation then misjudges the curve.
+    """
+    u0_B, y0_B, slope0_B = low.log_log()
+    u1_B, y1_B, slope1_B = high.log_log()
+    height_B, width_B = (y1_B - y0_B).clamp(min=1e-15), u1_B - u0_B
+    t_B = (((target_B * (1.0 - MARGIN / 2.0)).log() - y0_B) / height_B).clamp(0.0, 1.0)
+    tangent0_B = torch.minimum(height_B / slope0_B, 3.0 * width_B)
+    tangent1_B = torch.minimum(height_B / slope1_B, 3.0 * width_B)
+    t2_B, t3_B = t_B.square(), t_B.pow(3)
+    u_B = (
+        u0_B
+        + (3 * t2_B - 2 * t3_B) * width_B
+        + (t3_B - 2 * t2_B + t_B) * tangent0_B
+        + (t3_B - t2_B) * tangent1_B
+    )
+    u_B = torch.where(streak_B.abs() >= 2, (u0_B + u1_B) / 2.0, u_B)
+    return torch.maximum(torch.minimum(u_B.exp(), high.beta_B), low.beta_B)

@@ -1,0 +1,154 @@
+"""The data types of the blend.
+
+Legend: _B rows (one request or prefix each), _V vocabulary, _K the 16 ids of a support.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import cached_property
+
+import torch
+
+from sglang_trb.errors import InvalidParameter
+from sglang_trb.params import Rule
+
+RULE_CODES = {rule: code for code, rule in enumerate(Rule)}
+"""Value of ``RowControls.rule_B`` for each rule."""
+
+TOP_K_OFF = 1 << 30
+"""SGLang's value of ``top_k`` for the whole vocabulary."""
+
+SUPPORT_SIZE = 16
+"""K: how many of a model's most likely ids a support holds (METHODS section 3)."""
+
+OK, STUDENT_NOT_FINITE, TEACHER_NOT_FINITE, EMPTY_SUPPORT = range(4)
+"""Values of ``StepOutput.error_B``."""
+
+
+@dataclasses.dataclass(frozen=True)
+class BlendOutput:
+    """What `trust_region_blend` returns.
+
+    Attributes:
+        log_mu_BV: float32 log-probabilities of the behaviour policy, -inf off its support.
+        beta_B: float32 interpolation coefficient in [0, 1].
+        kl_B: float32 KL(mu || p) in nats, at most epsilon.
+    """
+
+    log_mu_BV: torch.Tensor
+    beta_B: torch.Tensor
+    kl_B: torch.Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class StopAlignment:
+    """How the stop ids of both models become one event e_*, at ``canonical_id`` (App. D, Eq. 7).
+
+    Attributes:
+        student_ids, teacher_ids: E_S and E_T, the ids that end a sequence for each model.
+        canonical_id: the student's primary stop id; a member of ``student_ids``.
+    """
+
+    student_ids: tuple[int, ...]
+    teacher_ids: tuple[int, ...]
+    canonical_id: int
+
+    def __post_init__(self) -> None:
+        if not self.student_ids or not self.teacher_ids:
+            raise InvalidParameter("stop ids", (self.student_ids, self.teacher_ids), "at least one id of each model")
+        if self.canonical_id not in self.student_ids:
+            raise InvalidParameter("canonical_id", self.canonical_id, f"one of the student's ids {self.student_ids}")
+
+    @cached_property
+    def masked_ids(self) -> tuple[int, ...]:
+        """Stop ids other than the canonical one: masked in both models once their mass has moved."""
+        return tuple(sorted({*self.student_ids, *self.teacher_ids} - {self.canonical_id}))
+
+    @property
+    def is_identity(self) -> bool:
+        """True exactly when E_S = E_T is one id."""
+        return not self.masked_ids
+
+
+@dataclasses.dataclass(frozen=True)
+class RowControls:
+    """How each row of a step is drawn; tensors [B] on the device of the logits.
+
+    Attributes:
+        rule_B: int8, `RULE_CODES`.
+        epsilon_B: float32 nats, >= 0; read for ``trust_region`` only.
+        skd_top_k_B, skd_temperature_B: int32 >= 1, float32 > 0; read for ``skd`` only.
+        temperature_B: float32 > 0.
+        top_p_B, top_k_B, min_p_B: the filters; 1, TOP_K_OFF and 0 are off.
+        greedy_B: bool, take the argmax of the law; such a row is not filtered.
+        seed_B, position_B: int64, the key of the row's draw.
+        any_...: host flags. False promises that no row needs the work in question.
+        need_support, need_teacher_support: host flags, whether to return the top-16 of each model.
+    """
+
+    rule_B: torch.Tensor
+    epsilon_B: torch.Tensor
+    skd_top_k_B: torch.Tensor
+    skd_temperature_B: torch.Tensor
+    temperature_B: torch.Tensor
+    top_p_B: torch.Tensor
+    top_k_B: torch.Tensor
+    min_p_B: torch.Tensor
+    greedy_B: torch.Tensor
+    seed_B: torch.Tensor
+    position_B: torch.Tensor
+    any_trust_region: bool = True
+    any_skd: bool = True
+    any_teacher: bool = True
+    any_filter: bool = True
+    any_temperature: bool = True
+    need_support: bool = False
+    need_teacher_support: bool = False
+
+    def rows(self, start: int, stop: int) -> RowControls:
+        """The controls of rows ``start`` to ``stop``."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return RowControls(**{k: v[start:stop] if isinstance(v, torch.Tensor) else v for k, v in values.items()})
+
+
+Support = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""ids_BK int32, student_logprob_BK and teacher_logprob_BK float32; most likely first."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StepOutput:
+    """One drawn token per row and what is known of it.
+
+    ``behavior_logprob``, ``beta`` and ``kl`` describe the law that was drawn from. The student's and teacher's
+    log-probabilities, entropies and supports are at temperature 1, full-vocabulary and aligned, before masks,
+    penalties, biases and filters.
+
+    Attributes:
+        token_ids_B: int64.
+        behavior_logprob_B: float32, log of the law's probability of the token (skd: of the exact marginal law).
+        student_logprob_B, teacher_logprob_B: float32, of the token.
+        beta_B: float32 in [0, 1]; ``skd``: 1 where the token is the teacher's replacement, else 0.
+        kl_B: float32, KL(law || student's law) in nats; +inf where a ``teacher`` or ``skd`` law leaves its support.
+        student_entropy_B, teacher_entropy_B: float32 nats.
+        dropped_mass_student_B, dropped_mass_teacher_B: float32, probability that alignment masked away.
+        error_B: int8: OK, STUDENT_NOT_FINITE, TEACHER_NOT_FINITE or EMPTY_SUPPORT; other fields of such a row are
+            meaningless.
+        student_support, teacher_support: where asked for, else None.
+        log_mu_BV: float32 log of the law over the width of the student's logits, where asked for, else None.
+    """
+
+    token_ids_B: torch.Tensor
+    behavior_logprob_B: torch.Tensor
+    student_logprob_B: torch.Tensor
+    teacher_logprob_B: torch.Tensor
+    beta_B: torch.Tensor
+    kl_B: torch.Tensor
+    student_entropy_B: torch.Tensor
+    teacher_entropy_B: torch.Tensor
+    dropped_mass_student_B: torch.Tensor
+    dropped_mass_teacher_B: torch.Tensor
+    error_B: torch.Tensor
+    student_support: Support | None = None
+    teacher_support: Support | None = None
+    log_mu_BV: torch.Tensor | None = None

@@ -1,0 +1,61 @@
+"""The answers of a real server against transformers, in every mode of SGLang's scheduler that could disturb the pair."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from tests.pairs import TOKENIZER_SIZE, Pair, build_pair
+from tests.server.checks import check_against_oracle, mixed_requests, run_concurrently
+from tests.server.harness import Server, serve
+from tests.server.oracle import Oracle
+
+
+@dataclasses.dataclass(frozen=True)
+class Mode:
+    """A way to run the server, and proof in its log or answers that it was run that way."""
+
+    name: str
+    options: dict[str, Any]
+    environment: dict[str, str] = dataclasses.field(default_factory=dict)
+    length: int = 24
+    variant: str = "plain"
+
+
+MODES = [
+    Mode("synchronous", {"disable_overlap_schedule": True}),
+    Mode("chunked", {"chunked_prefill_size": 32, "enable_mixed_chunk": True}, length=90),
+    Mode("paged", {"page_size": 4}, length=30, variant="padded"),
+    Mode("retracting", {"max_total_tokens": 288, "schedule_conservativeness": 0.01}, length=20),
+    Mode("tensor_parallel", {"tp_size": 2}, {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"}),
+]
+
+
+@pytest.fixture(scope="module")
+def oracles() -> dict[str, Oracle]:
+    return {}
+
+
+def oracle_of(oracles: dict[str, Oracle], variant: str, pair: Pair, server: Server) -> Oracle:
+    if variant not in oracles:
+        info = server.get("/trb/info").json()
+        assert info["vocab_size"] == TOKENIZER_SIZE
+        oracles[variant] = Oracle(pair.student, pair.teacher, TOKENIZER_SIZE, info["stop_ids"])
+    return oracles[variant]
+
+
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
+def test_answers_agree_with_transformers(mode: Mode, oracles: dict[str, Oracle]) -> None:
+    pair = build_pair(mode.variant)
+    with serve(pair.student, pair.teacher, mode.environment, **mode.options) as server:
+        oracle = oracle_of(oracles, mode.variant, pair, server)
+        requests = mixed_requests(mode.length)
+        for _ in range(2):  # the second round finds its prompts in the radix cache
+            answers = run_concurrently(server, requests)
+            for request, answer in zip(requests, answers, strict=True):
+                check_against_oracle(oracle, request, answer, exact_penalties=mode.name == "synchronous")
+        assert all(answer["meta_info"]["cached_tokens"] > 0 for answer in answers)
+        if mode.name == "retracting":
+            assert any(answer["meta_info"]["num_retractions"] for answer in answers)

@@ -1,0 +1,229 @@
+"""The doctor's report on healthy and broken installations and configurations."""
+
+import json
+
+import pytest
+import yaml
+
+from sglang_trb.cli import doctor
+from sglang_trb.memory import GIB, H100_BYTES
+from tests.pairs import build_pair
+
+CPU_ONLY, H100 = [], [("NVIDIA H100 80GB HBM3", H100_BYTES)]
+
+
+@pytest.fixture(autouse=True)
+def machine(monkeypatch):
+    """A healthy CPU machine; tests call it to change what is installed and which GPUs there are."""
+    versions = {
+        "torch": "2.13.0",
+        "sglang": "0.5.21",
+        "transformers": "5.12.1",
+        "triton": "3.7.1",
+        "torchvision": "0.28.0",
+    }
+
+    def change(devices=CPU_ONLY, entry_points=True, **packages):
+        installed = versions | {name.replace("_", "-"): version for name, version in packages.items()}
+        monkeypatch.setattr(doctor, "installed_version", installed.get)
+        monkeypatch.setattr(doctor, "cuda_devices", lambda: devices)
+        monkeypatch.setattr(doctor, "has_entry_point", lambda group, name: entry_points)
+        monkeypatch.setattr(doctor, "import_error", lambda module: None)
+
+    monkeypatch.delenv("SGLANG_PLUGINS", raising=False)
+    monkeypatch.delenv("SGLANG_PLATFORM", raising=False)
+    change()
+    return change
+
+
+@pytest.fixture
+def config(tmp_path):
+    pair = build_pair("plain")
+    options = {
+        "model-path": str(pair.student),
+        "speculative-draft-model-path": str(pair.teacher),
+        "sampling-backend": "trb",
+        "sampling-defaults": "openai",
+        "device": "cpu",
+        "dtype": "float32",
+        "context-length": 512,
+        "max-total-tokens": 4096,
+    }
+
+    def write(**change):
+        changed = options | {name.replace("_", "-"): value for name, value in change.items()}
+        path = tmp_path / "server.yaml"
+        path.write_text(yaml.safe_dump({name: value for name, value in changed.items() if value is not None}))
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def report(capsys):
+    def run(*argv):
+        status = doctor.run([*argv, "--json"])
+        found = json.loads(capsys.readouterr().out)
+        return status, {check["what"]: (check["status"], check["remedy"]) for check in found["checks"]}, found["memory"]
+
+    return run
+
+
+def of(checks, text):
+    """The status and remedy of the one check whose line is ``text``, or holds it."""
+    (found,) = [checks[text]] if text in checks else [value for what, value in checks.items() if text in what]
+    return found
+
+
+def test_a_healthy_installation_passes(report):
+    status, checks, memory = report()
+    assert (status, memory) == (0, None)
+    assert {value[0] for value in checks.values()} == {"OK", "NOTE"}
+    assert of(checks, "math-verify") == ("NOTE", "pip install math-verify")
+    assert of(checks, "no CUDA device")[0] == "NOTE"
+
+
+def test_missing_packages_name_the_remedy_of_the_machine(machine, report):
+    machine(sglang=None)
+    status, checks, _ = report()
+    assert status == 1
+    assert of(checks, "sglang")[0] == "MISSING" and "make setup" in of(checks, "sglang")[1]
+    machine(devices=H100, sglang=None)
+    _, checks, _ = report()
+    assert of(checks, "sglang") == ("MISSING", "pip install sglang==0.5.21")
+    assert of(checks, "flashinfer-python") == ("MISSING", "pip install sglang==0.5.21")
+    assert of(checks, "H100")[0] == "OK"
+
+
+def test_another_sglang_is_wrong_another_transformers_is_not(machine, report):
+    machine(sglang="0.5.20", transformers="5.13.0")
+    status, checks, _ = report()
+    assert status == 1
+    assert of(checks, "sglang 0.5.20") == ("WRONG", "pip install sglang==0.5.21")
+    assert of(checks, "transformers 5.13.0; checked with 5.12.1")[0] == "NOTE"
+
+
+def test_a_torchvision_that_cannot_be_imported(monkeypatch, report):
+    monkeypatch.setattr(doctor, "import_error", lambda module: "operator torchvision::nms does not exist")
+    status, checks, _ = report()
+    assert status == 1 and of(checks, "torchvision::nms")[0] == "WRONG"
+
+
+def test_missing_entry_points(machine, report):
+    machine(entry_points=False)
+    status, checks, _ = report()
+    assert status == 1
+    assert of(checks, "sglang.srt.plugins: trb")[0] == of(checks, "sglang.srt.platforms: trb_cpu")[0] == "MISSING"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "devices", "hidden"),
+    [
+        ("SGLANG_PLUGINS", "other", CPU_ONLY, "hides trb, trb_cpu"),
+        ("SGLANG_PLUGINS", "trb, other", CPU_ONLY, "hides trb_cpu"),
+        ("SGLANG_PLUGINS", "trb,trb_cpu", CPU_ONLY, None),
+        ("SGLANG_PLUGINS", "trb", H100, None),
+        ("SGLANG_PLUGINS", "trb_cpu", H100, "hides trb "),
+        ("SGLANG_PLATFORM", "trb_cpu", CPU_ONLY, None),
+        ("SGLANG_PLATFORM", "other", CPU_ONLY, "hides the plugin"),
+        ("SGLANG_PLATFORM", "other", H100, "hides the plugin"),
+        ("SGLANG_PLATFORM", "trb_cpu", H100, "not offered beside a GPU"),
+    ],
+)
+def test_variables_that_hide_the_entry_points(machine, monkeypatch, report, variable, value, devices, hidden):
+    machine(devices=devices, flashinfer_python="0.6.18", sglang_kernel="0.4.7")
+    monkeypatch.setenv(variable, value)
+    status, checks, _ = report()
+    assert status == (0 if hidden is None else 1)
+    if hidden is not None:
+        assert of(checks, hidden)[0] == "WRONG" and f"unset {variable}" in of(checks, hidden)[1]
+
+
+def test_a_good_configuration_passes_with_its_plan(config, report):
+    status, checks, memory = report("--config", config())
+    assert status == 0
+    assert of(checks, "memory for 4,096 tokens")[0] == "OK"
+    assert memory["tokens"] == 4096 and memory["fits"] is True
+    assert memory["student"]["kv_bytes_per_token"] == 2 * 2 * 2 * 16 * 4
+
+
+def test_without_transformers_the_options_are_still_checked(machine, config, report):
+    machine(transformers=None)
+    status, checks, memory = report("--config", config())
+    assert (status, memory) == (1, None)
+    assert of(checks, "no memory plan")[0] == "NOTE" and of(checks, "sampling_backend trb")[0] == "OK"
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "what"),
+    [
+        ({"speculative_draft_model_path": None}, "MISSING", "speculative_draft_model_path (the teacher) is not set"),
+        ({"sampling_backend": "flashinfer"}, "WRONG", "sampling_backend flashinfer"),
+        ({"sampling_defaults": None}, "WRONG", "sampling_defaults None"),
+        ({"speculative_algorithm": "EAGLE"}, "WRONG", "speculative_algorithm EAGLE"),
+        ({"enable_deterministic_inference": True}, "WRONG", "enable_deterministic_inference True"),
+        ({"context_length": 8192}, "WRONG", "memory for 4,096 tokens; context_length is 8,192"),
+        ({"model_path": "/no/such/folder"}, "WRONG", "no memory plan: model"),
+    ],
+)
+def test_configurations_that_would_fail(config, report, change, status, what):
+    code, checks, _ = report("--config", config(**change))
+    assert code == 1
+    assert of(checks, what)[0] == status and of(checks, what)[1]
+
+
+def test_half_precision_logits_are_noted(config, report):
+    _, checks, _ = report("--config", config(dtype="bfloat16"))
+    assert of(checks, "0.005 nats") == ("NOTE", "set enable_fp32_lm_head: true")
+    _, checks, _ = report("--config", config(dtype="bfloat16", enable_fp32_lm_head=True))
+    assert not [what for what in checks if "0.005 nats" in what]
+
+
+def test_a_gpu_configuration_is_planned_for_an_h100_without_a_gpu_and_for_the_gpu_with_one(machine, config, report):
+    path = config(device="cuda", mem_fraction_static=0.5)
+    _, checks, memory = report("--config", path)
+    assert memory["device_bytes"] == H100_BYTES
+    assert of(checks, "assumes an H100")[0] == "NOTE"
+    machine(devices=[("small", 10 * GIB)])
+    assert report("--config", path)[2]["device_bytes"] == 10 * GIB
+
+
+def test_text_output_has_a_line_a_check_and_a_summary(machine, config, capsys):
+    assert doctor.run(["--config", config()]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].startswith("all ") and "KV pool" in "\n".join(lines)
+    machine(triton=None)
+    assert doctor.run([]) == 1
+    out = capsys.readouterr().out
+    assert "MISSING triton\n        → make setup" in out and out.splitlines()[-1].startswith("1 of ")
+
+
+@pytest.mark.parametrize("content", [None, "- a\n- b\n", "model-path: [\n"])
+def test_a_configuration_that_cannot_be_read_is_a_usage_error(tmp_path, capsys, content):
+    path = tmp_path / "server.yaml"
+    if content is not None:
+        path.write_text(content)
+    assert doctor.run(["--config", str(path)]) == 2
+    assert "--config: got" in capsys.readouterr().err
+
+
+def test_what_is_installed_here_is_found(monkeypatch):
+    monkeypatch.undo()
+    assert doctor.installed_version("pytest") == pytest.__version__
+    assert doctor.installed_version("no-such-distribution") is None
+    assert doctor.has_entry_point("console_scripts", "pytest")
+    assert not doctor.has_entry_point("console_scripts", "no-such-script")
+    assert doctor.import_error("json") is None
+    assert "no_such_module" in doctor.import_error("no_such_module")
+
+
+def test_an_unknown_option_is_a_usage_error():
+    with pytest.raises(SystemExit) as raised:
+        doctor.run(["--no-such-option"])
+    assert raised.value.code == 2
+
+
+def test_the_versions_are_those_of_the_engine():
+    from importlib.resources import files
+
+    assert f'CHECKED_SGLANG = "{doctor.SGLANG}"' in (files("sglang_trb.engine") / "plugin.py").read_text()
