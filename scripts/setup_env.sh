@@ -17,7 +17,7 @@ say() { echo "setup: $*"; }
 
 inputs_hash() { cat "$lock" pyproject.toml scripts/setup_env.sh | sha256sum | cut -d' ' -f1; }
 
-if [ -x .venv/bin/python ] && [ "$(cat "$stamp" 2>/dev/null)" = "$(inputs_hash)" ]; then
+if .venv/bin/python -V >/dev/null 2>&1 && [ "$(cat "$stamp" 2>/dev/null)" = "$(inputs_hash)" ]; then
   exit 0
 fi
 
@@ -25,7 +25,7 @@ command -v "$python" >/dev/null || fail "no $python on this machine; install Pyt
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
   fail "$("$python" -V) is too old; Python 3.11 or newer is needed: PYTHON=/path/to/python3.11 make setup"
 
-if [ ! -x .venv/bin/python ]; then
+if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
   say "creating .venv with $("$python" -V)"
   "$python" -m venv .venv || fail "$python cannot make virtual environments (Debian, Ubuntu: apt-get install python3-venv)"
 fi
@@ -34,13 +34,13 @@ rm -f "$stamp"
 pip_install() {
   # shellcheck disable=SC2086  # TRB_PIP_ARGS is a list of options
   .venv/bin/python -m pip --disable-pip-version-check install -qq --progress-bar off ${TRB_PIP_ARGS:-} "$@" ||
-    fail "pip failed, see above. It needs a package index (PyPI, or one given with TRB_PIP_ARGS) and about 4 GB of disk"
+    fail "pip failed, see above; where it found no versions, it reached no package index (PyPI, or one given with TRB_PIP_ARGS)"
 }
 
 # torch with what it asks for, because a CUDA build needs its libraries; everything else exactly as locked.
 say "1/3 torch and build tools (200 MB for a CPU build)"
 pip_install -c "$lock" setuptools wheel torch
-say "2/3 the $(grep -c == "$lock") packages of $lock (about 700 MB, some minutes)"
+say "2/3 the $(grep -c == "$lock") packages of $lock (about 800 MB, some minutes)"
 pip_install --no-deps --no-build-isolation -r "$lock"
 say "3/3 this project, editable"
 pip_install --no-deps --no-build-isolation -e .

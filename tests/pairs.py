@@ -51,14 +51,15 @@ CHAT_TEMPLATE = (
     "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
 )
 WORDS = (
-    "the of and to in is that for it as was with be by on not he his but at are this have from or had an they which one "
-    "you were all her she there would their we him been has when who will no more if out so up said what its about than "
-    "into them can only other time new some could these two may first then do any like my now over such our man even "
-    "most made after also well did many must before back see through way where get much go good new write your know "
-    "how find sum number equal answer question step reason final total value each three four five six seven eight nine "
-    "ten hundred solve let hence therefore thus apple train speed hour minute day week price cost buy sell left right "
-    "square circle angle side length area prime even odd divide multiply subtract add product ratio fraction percent "
-    "hello world assistant system user please think carefully because always never almost every nothing something"
+    "the of and to in is that for it as was with be by on not he his but at are this have from or had an they which "
+    "one you were all her she there would their we him been has when who will no more if out so up said what its "
+    "about than into them can only other time new some could these two may first then do any like my now over such "
+    "our man even most made after also well did many must before back see through way where get much go good new "
+    "write your know how find sum number equal answer question step reason final total value each three four five six "
+    "seven eight nine ten hundred solve let hence therefore thus apple train speed hour minute day week price cost "
+    "buy sell left right square circle angle side length area prime even odd divide multiply subtract add product "
+    "ratio fraction percent hello world assistant system user please think carefully because always never almost "
+    "every nothing something"
 ).split()
 
 

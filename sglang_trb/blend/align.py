@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import torch
 
-NEG_INF = float("-inf")
+from sglang_trb.blend.distribution import NEVER, Distribution
 
 
 def align_eos(
@@ -19,44 +19,50 @@ def align_eos(
     """Move a model's stop probability to one id, mask the other stop ids, renormalise (App. D, Eq. 7).
 
     Args:
-        log_probs_BV: a model's log-probabilities [B, V], any float dtype, -inf where forbidden.
+        log_probs_BV: a model's log-probabilities [B, V], any float dtype, -inf where forbidden, no NaN.
         own_ids: E_M, the model's stop ids.
         canonical_id: where the stop event lives; it is the student's primary stop id.
         masked_ids: (E_S | E_T) without ``canonical_id``.
 
     Returns:
-        Aligned log-probabilities, a new tensor; ``log_probs_BV`` itself where alignment is the identity. A row without
-        any probability stays so. No host synchronisation and no data-dependent shape: safe in a CUDA graph.
+        Aligned log-probabilities of the same dtype; ``log_probs_BV`` itself where alignment is the identity. A row
+        without any probability stays so. No host synchronisation and no data-dependent shape: safe in a CUDA graph.
     """
-    aligned_BV, _ = align_with_mass(log_probs_BV, own_ids, canonical_id, masked_ids)
-    return aligned_BV
+    if _is_identity(own_ids, canonical_id, masked_ids):
+        return log_probs_BV
+    distribution = Distribution.from_logits(log_probs_BV.double())
+    return aligned(distribution, own_ids, canonical_id, masked_ids)[0].log_probs().to(log_probs_BV.dtype)
 
 
-def align_with_mass(
-    log_probs_BV: torch.Tensor, own_ids: Sequence[int], canonical_id: int, masked_ids: Sequence[int]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `align_eos`, and the probability [B] that the mask dropped: that of masked ids which are not the model's own.
+def aligned(
+    distribution: Distribution, own_ids: Sequence[int], canonical_id: int, masked_ids: Sequence[int]
+) -> tuple[Distribution, torch.Tensor]:
+    """As `align_eos` on a normalised distribution, and the probability [B] that the mask dropped.
 
-    Eq. 7 moves the mass of E_M. An id that only the other model stops with keeps its mass there, and is masked here.
+    Eq. 7 moves the mass of E_M. Where a masked id, or the canonical one, is a stop of the other model only, its mass
+    here is an ordinary token's; it has nowhere to go and is dropped.
     """
-    if not masked_ids and tuple(own_ids) == (canonical_id,):
-        return log_probs_BV, log_probs_BV.new_zeros(log_probs_BV.shape[0])
-    own = _index(tuple(own_ids), log_probs_BV.device)
-    emptied = _index(tuple(sorted({*masked_ids, canonical_id})), log_probs_BV.device)
-    stop_B1 = torch.logsumexp(log_probs_BV[:, own], dim=1, keepdim=True)
-    aligned_BV = log_probs_BV.index_fill(1, emptied, NEG_INF)
-    aligned_BV[:, canonical_id : canonical_id + 1] = stop_B1
-    strangers = tuple(sorted({*masked_ids, canonical_id} - {*own_ids}))
-    if not strangers:
-        return aligned_BV, log_probs_BV.new_zeros(log_probs_BV.shape[0])
-    dropped_B = log_probs_BV[:, _index(strangers, log_probs_BV.device)].exp().sum(1)
-    return normalised(aligned_BV), dropped_B
+    weights_BV, log_weights_BV = distribution.weights_BV, distribution.log_weights_BV
+    if _is_identity(own_ids, canonical_id, masked_ids):
+        return distribution, weights_BV.new_zeros(weights_BV.shape[0])
+    device = weights_BV.device
+    own = _index(tuple(own_ids), device)
+    emptied = _index(tuple(sorted({*masked_ids, canonical_id})), device)
+    stop_B1 = torch.logsumexp(log_weights_BV[:, own], dim=1, keepdim=True)
+    moved_BV = log_weights_BV.index_fill(1, emptied, NEVER)
+    moved_BV[:, canonical_id : canonical_id + 1] = stop_B1
+    moved_weights_BV = weights_BV.index_fill(1, emptied, 0.0)
+    moved_weights_BV[:, canonical_id : canonical_id + 1] = weights_BV[:, own].sum(1, keepdim=True)
+    strangers = _index(tuple(sorted({*masked_ids, canonical_id} - {*own_ids})), device)
+    dropped_B = weights_BV[:, strangers].sum(1)
+    remaining_B = torch.where(distribution.empty(), 1.0, moved_weights_BV.sum(1))
+    log_remaining_B1 = remaining_B.clamp(min=torch.finfo(torch.float64).tiny).log()[:, None]
+    moved_weights_BV = moved_weights_BV / remaining_B.clamp(min=torch.finfo(torch.float64).tiny)[:, None]
+    return Distribution(moved_BV - log_remaining_B1, moved_weights_BV, distribution.log_total_B), dropped_B
 
 
-def normalised(log_weights_BV: torch.Tensor) -> torch.Tensor:
-    """Log-softmax that leaves a row of -inf as it is (torch's gives NaN)."""
-    total_B1 = torch.logsumexp(log_weights_BV, dim=1, keepdim=True)
-    return log_weights_BV - total_B1.masked_fill(total_B1 == NEG_INF, 0.0)
+def _is_identity(own_ids: Sequence[int], canonical_id: int, masked_ids: Sequence[int]) -> bool:
+    return not masked_ids and tuple(own_ids) == (canonical_id,)
 
 
 @lru_cache(maxsize=64)

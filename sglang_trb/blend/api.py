@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from sglang_trb.blend import reference
-from sglang_trb.blend.align import normalised
+from sglang_trb.blend.distribution import Distribution
 from sglang_trb.blend.solver import solve
 from sglang_trb.blend.types import BlendOutput
 from sglang_trb.errors import InvalidParameter
@@ -67,11 +67,11 @@ def _check_logits(name: str, logits_BV: torch.Tensor) -> None:
 def _torch(student_BV: torch.Tensor, teacher_BV: torch.Tensor, epsilon_B: torch.Tensor) -> BlendOutput:
     student_BV, teacher_BV = student_BV.double(), teacher_BV.double()
     bad_B = ~(student_BV.amax(1).isfinite() & teacher_BV.amax(1).isfinite())
-    p_BV, q_BV = (normalised(x.masked_fill(bad_B[:, None], 0.0)) for x in (student_BV, teacher_BV))
-    blend = solve(p_BV, q_BV, epsilon_B)
+    p, q = (Distribution.from_logits(x.masked_fill(bad_B[:, None], 0.0)) for x in (student_BV, teacher_BV))
+    blend = solve(p, q, epsilon_B)
     nan = float("nan")
     return BlendOutput(
-        blend.log_mu_BV.masked_fill(bad_B[:, None], nan).float(),
+        blend.mu.log_probs().masked_fill(bad_B[:, None], nan).float(),
         blend.beta_B.masked_fill(bad_B, nan).float(),
         blend.kl_B.masked_fill(bad_B, nan).float(),
     )

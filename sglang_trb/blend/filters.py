@@ -7,45 +7,44 @@ from __future__ import annotations
 
 import torch
 
-from sglang_trb.blend.align import NEG_INF, normalised
+from sglang_trb.blend.distribution import Distribution
 
 
 def filtered(
-    log_probs_BV: torch.Tensor,
+    distribution: Distribution,
     top_k_B: torch.Tensor,
     top_p_B: torch.Tensor,
     min_p_B: torch.Tensor,
     apply_B: torch.Tensor,
-) -> torch.Tensor:
+) -> Distribution:
     """Keep the most likely tokens and renormalise.
 
     On the probabilities sorted in descending order (ties: lower id first), each filter by itself drops: ranks from
     ``top_k`` on; tokens with more than ``top_p`` before them; tokens below ``min_p`` times the largest.
 
     Args:
-        log_probs_BV: normalised log-probabilities [B, V].
+        distribution: normalised rows.
         top_k_B, top_p_B, min_p_B: int32, float32, float32 [B].
         apply_B: bool [B]; other rows pass bit for bit.
 
     Returns:
-        Log-probabilities [B, V], -inf where dropped. Safe in a CUDA graph.
+        The filtered rows. Safe in a CUDA graph.
     """
-    sorted_BV, order_BV = torch.sort(log_probs_BV, dim=1, descending=True, stable=True)
-    probs_BV = sorted_BV.exp()
+    probs_BV, order_BV = torch.sort(distribution.weights_BV, dim=1, descending=True, stable=True)
     before_BV = probs_BV.cumsum(1) - probs_BV
-    rank_V = torch.arange(log_probs_BV.shape[1], device=log_probs_BV.device)
-    drop_BV = rank_V >= top_k_B[:, None]
-    drop_BV |= before_BV > top_p_B[:, None]
-    drop_BV |= probs_BV < probs_BV[:, :1] * min_p_B[:, None]
-    dropped_BV = torch.zeros_like(drop_BV).scatter_(1, order_BV, drop_BV)
-    return torch.where(
-        apply_B[:, None], normalised(log_probs_BV.masked_fill(dropped_BV, NEG_INF)), log_probs_BV
-    )
+    keep_BV = _ranks(probs_BV) < top_k_B[:, None]
+    keep_BV &= before_BV <= top_p_B[:, None]
+    keep_BV &= probs_BV >= probs_BV[:, :1] * min_p_B[:, None]
+    kept_BV = torch.zeros_like(keep_BV).scatter_(1, order_BV, keep_BV)
+    return distribution.where(apply_B, distribution.keeping(kept_BV))
 
 
-def in_top_k(log_probs_BV: torch.Tensor, top_k_B: torch.Tensor) -> torch.Tensor:
+def in_top_k(distribution: Distribution, top_k_B: torch.Tensor) -> torch.Tensor:
     """Whether each token is among a row's ``top_k_B`` most likely (ties: lower id first); bool [B, V]."""
-    order_BV = torch.sort(log_probs_BV, dim=1, descending=True, stable=True).indices
-    rank_V = torch.arange(log_probs_BV.shape[1], device=log_probs_BV.device)
-    kept_BV = rank_V < top_k_B[:, None]
-    return torch.zeros_like(kept_BV).scatter_(1, order_BV, kept_BV)
+    order_BV = torch.sort(distribution.log_weights_BV, dim=1, descending=True, stable=True).indices
+    kept_BV = _ranks(order_BV) < top_k_B[:, None]
+    return torch.zeros_like(order_BV, dtype=torch.bool).scatter_(1, order_BV, kept_BV.expand_as(order_BV))
+
+
+def _ranks(rows_BV: torch.Tensor) -> torch.Tensor:
+    return torch.arange(rows_BV.shape[1], device=rows_BV.device)[None, :]

@@ -1,14 +1,15 @@
 """The largest feasible beta of each row, batched (Eq. 2, App. E).
 
 f(beta) = KL(mu_beta || p) = beta A'(beta) - A(beta) (Eq. 12) rises from 0; f' = beta A'' (Eq. 13). One pass over the
-vocabulary gives A, A' and A'' at one beta, the two ends come almost free. The search brackets the root and interpolates
-log beta against log f by the inverse cubic Hermite polynomial, which needs one or two passes where bisection needs
-thirty. It keeps the feasible end: whatever the trip count, KL(mu || p) <= epsilon, and more trips only come closer.
+vocabulary gives A, A' and A'' at one beta; the two ends need no exponentials of their own. The search brackets the root
+and interpolates log beta against log f by an inverse cubic Hermite polynomial, which needs one or two passes where
+bisection needs thirty. It keeps the feasible end: whatever the trip count, KL(mu || p) <= epsilon, and more trips only
+come closer.
 
-All of it is float64: the budget is compared with a difference of sums near 1, and at epsilon = 1e-6 fp32 sums (and fp32
-log-probabilities) lose it. See docs/decisions.md for the figures.
+All of it is float64: the budget is compared with a difference of sums near 1, and at epsilon = 1e-6 sums, and
+log-probabilities, in fp32 lose it. docs/decisions.md has the figures.
 
-Legend: _B rows, _V vocabulary, _M the three moments 1, r, r^2 of the log-ratio r = log q - log p.
+Legend: _B rows, _V vocabulary; r = log q - log p.
 """
 
 from __future__ import annotations
@@ -17,14 +18,16 @@ import dataclasses
 
 import torch
 
-from sglang_trb.blend.align import NEG_INF
+from sglang_trb.blend.distribution import NEVER, Distribution
 
 TRIPS = 16
 """Passes of the search. Needed for 1e-4 of the budget over LLM-like pairs: 1.4 on average, 5 at worst; over hostile ones
 (two tokens, log-ratios of hundreds, budgets from 1e-6 to 1000): 2.4 on average, 13 at worst of 5,184."""
 
-MARGIN = 2e-5
+MARGIN = 5e-5
 """A feasible beta with f >= epsilon (1 - MARGIN) is final; the search aims at epsilon (1 - MARGIN / 2)."""
+
+_TINY = torch.finfo(torch.float64).tiny
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,38 +35,38 @@ class Blend:
     """The solution of each row; float64.
 
     Attributes:
-        log_mu_BV: log-probabilities of mu; exactly ``log_p_BV`` where beta = 0.
+        mu: the behaviour policy; exactly p where beta = 0.
         beta_B: in [0, 1].
         kl_B: KL(mu || p) in nats.
     """
 
-    log_mu_BV: torch.Tensor
+    mu: Distribution
     beta_B: torch.Tensor
     kl_B: torch.Tensor
 
 
-def solve(log_p_BV: torch.Tensor, log_q_BV: torch.Tensor, epsilon_B: torch.Tensor, trips: int = TRIPS) -> Blend:
+def solve(p: Distribution, q: Distribution, epsilon_B: torch.Tensor, trips: int = TRIPS) -> Blend:
     """Blend each row with the largest beta in [0, 1] whose KL(mu_beta || p) stays within its budget.
 
     On S = supp p & supp q, with p restricted to S and renormalised, the budget is epsilon + log p(S); where that is
     negative or S is empty, beta = 0 and mu = p (METHODS section 1, "Defined cases"). epsilon = 0 gives p bit for bit.
 
     Args:
-        log_p_BV, log_q_BV: normalised log-probabilities [B, V] float64, -inf off support, no NaN.
+        p, q: normalised student and teacher.
         epsilon_B: budgets [B] in nats, >= 0, any float dtype.
         trips: passes of the search.
 
     Returns:
         The blend. No host synchronisation, no data-dependent shape: safe in a CUDA graph.
     """
-    family = _Family(log_p_BV, log_q_BV)
+    family = _Family(p, q)
     budget_B = epsilon_B.double() + family.log_mass_B
     enabled_B = (epsilon_B > 0) & (budget_B >= 0) & family.nonempty_B
-    at_one = family.at_one()
+    at_one = family.at_one(q)
     saturated_B = at_one.kl_B <= budget_B
 
-    target_B = budget_B.clamp(min=torch.finfo(torch.float64).tiny)
-    low, high = family.below(target_B), at_one
+    target_B = budget_B.clamp(min=_TINY)
+    low, high = family.below(p, target_B), at_one
     found = low.emptied()
     done_B = saturated_B | ~enabled_B
     streak_B = torch.zeros_like(budget_B)  # > 0: that many feasible points in a row; < 0: infeasible ones
@@ -78,10 +81,10 @@ def solve(log_p_BV: torch.Tensor, log_q_BV: torch.Tensor, epsilon_B: torch.Tenso
         done_B = done_B | (fits_B & (point.kl_B >= target_B * (1.0 - MARGIN)))
 
     beta_B = torch.where(enabled_B, torch.where(saturated_B, 1.0, found.beta_B), 0.0)
-    kl_B = torch.where(enabled_B, torch.where(saturated_B, at_one.kl_B, found.kl_B), 0.0)
+    kl_B = torch.where(saturated_B, at_one.kl_B, found.kl_B) - family.log_mass_B
     blended_B = beta_B > 0
-    log_mu_BV = torch.where(blended_B[:, None], family.log_mu(beta_B), log_p_BV)
-    return Blend(log_mu_BV, beta_B, torch.where(blended_B, (kl_B - family.log_mass_B).clamp(min=0.0), 0.0))
+    mu = p.where(blended_B, family.distribution(beta_B))
+    return Blend(mu, beta_B, torch.where(blended_B, kl_B.clamp(min=0.0), 0.0))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,10 +97,9 @@ class _Point:
 
     def log_log(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """log beta, log f and d log f / d log beta = beta^2 A'' / f, finite for any input."""
-        tiny = torch.finfo(torch.float64).tiny
-        kl_B = self.kl_B.clamp(min=tiny)
+        kl_B = self.kl_B.clamp(min=_TINY)
         slope_B = (self.beta_B.square() * self.curvature_B / kl_B).clamp(1e-6, 1e6)
-        return self.beta_B.clamp(min=tiny).log(), kl_B.log(), slope_B
+        return self.beta_B.clamp(min=_TINY).log(), kl_B.log(), slope_B
 
     def updated(self, rows_B: torch.Tensor, other: _Point) -> _Point:
         """With the other point in the chosen rows."""
@@ -114,71 +116,61 @@ class _Point:
 
 
 class _Family:
-    """The exponential family mu_beta ∝ p e^(beta r) on S, one row at a time in the batch."""
+    """The exponential family mu_beta ∝ p e^(beta r) on S, for each row."""
 
-    def __init__(self, log_p_BV: torch.Tensor, log_q_BV: torch.Tensor) -> None:
-        self.base_BV = log_p_BV.masked_fill(log_q_BV == NEG_INF, NEG_INF)  # log p on S
-        ratio_BV = torch.nan_to_num(log_q_BV - log_p_BV, nan=0.0, posinf=0.0, neginf=0.0)
-        self.moments_BMV = torch.stack((torch.ones_like(ratio_BV), ratio_BV, ratio_BV.square()), dim=1)
-        # Half of the largest log p + log q bounds the exponents below: see _weights.
-        peak_B = (self.base_BV + ratio_BV / 2).amax(1)
-        self.nonempty_B = peak_B > NEG_INF
+    def __init__(self, p: Distribution, q: Distribution) -> None:
+        self.outside_BV = ~(p.support() & q.support())
+        self.base_BV = p.log_weights_BV.masked_fill(self.outside_BV, NEVER)  # log p on S
+        self.ratio_BV = (q.log_weights_BV - p.log_weights_BV).masked_fill_(self.outside_BV, 0.0)
+        # log p + beta r is convex in beta at its maximum over S, at most 0 at both ends and this much in the middle: the
+        # chords bound it. Shifting exponents by them keeps models that are far apart from underflowing.
+        peak_B = (self.base_BV + self.ratio_BV / 2).amax(1)
+        self.nonempty_B = peak_B > NEVER / 2
         self.peak_B = torch.where(self.nonempty_B, peak_B, 0.0)
-        self.p_moments_BM = self._sums(self.base_BV.exp())
-        self.log_mass_B = self.p_moments_BM[:, 0].log().nan_to_num(neginf=0.0)
-
-    @property
-    def ratio_BV(self) -> torch.Tensor:
-        return self.moments_BMV[:, 1]
-
-    def _sums(self, weights_BV: torch.Tensor) -> torch.Tensor:
-        return torch.bmm(self.moments_BMV, weights_BV.unsqueeze(2)).squeeze(2)
-
-    def _weights(self, beta_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """p e^(beta r) e^-shift on S and the shift.
-
-        log p + beta r is convex in beta at its maximum over V, is at most 0 at both ends and ``peak`` at 1/2; so the
-        chords through these bound it, exponents are at most 0, and far apart models do not underflow.
-        """
-        shift_B = self.peak_B * (1.0 - (2.0 * beta_B - 1.0).abs())
-        exponent_BV = torch.addcmul(self.base_BV, self.ratio_BV, beta_B[:, None])
-        return exponent_BV.sub_(shift_B[:, None]).exp_(), shift_B
-
-    def _point(self, beta_B: torch.Tensor, sums_BM: torch.Tensor, shift_B: torch.Tensor) -> _Point:
-        total_B = sums_BM[:, 0].clamp(min=torch.finfo(torch.float64).tiny)
-        log_normaliser_B = total_B.log() + shift_B - self.log_mass_B  # A(beta), Eq. 11
-        mean_B = sums_BM[:, 1] / total_B  # A'(beta)
-        variance_B = (sums_BM[:, 2] / total_B - mean_B.square()).clamp(min=0.0)  # A''(beta), Eq. 14
-        return _Point(beta_B, beta_B * mean_B - log_normaliser_B, variance_B)
+        self.mass_B = p.weights_BV.masked_fill(self.outside_BV, 0.0).sum(1)
+        self.log_mass_B = torch.where(self.nonempty_B, self.mass_B.clamp(min=_TINY).log(), 0.0)
 
     def at(self, beta_B: torch.Tensor) -> _Point:
-        weights_BV, shift_B = self._weights(beta_B)
-        return self._point(beta_B, self._sums(weights_BV), shift_B)
+        """f by one pass over the vocabulary."""
+        shift_B = self._shift(beta_B)
+        weights_BV = (self._log_weights(beta_B) - shift_B[:, None]).exp_()
+        return self._point(beta_B, weights_BV, shift_B)
 
-    def at_one(self) -> _Point:
-        return self.at(torch.ones_like(self.log_mass_B))
+    def at_one(self, q: Distribution) -> _Point:
+        """f at beta = 1, where mu is q on S."""
+        ones_B = torch.ones_like(self.mass_B)
+        return self._point(ones_B, q.weights_BV.masked_fill(self.outside_BV, 0.0), torch.zeros_like(ones_B))
 
-    def below(self, target_B: torch.Tensor) -> _Point:
+    def below(self, p: Distribution, target_B: torch.Tensor) -> _Point:
         """A feasible beta in closed form, with f from its expansion at 0 (Eq. 18).
 
         f(beta) = ∫ s A''(s) ds, and a variance is at most a quarter of the squared range of r (Popoviciu), so
         beta = sqrt(8 epsilon) / range satisfies f <= epsilon.
         """
-        tiny = torch.finfo(torch.float64).tiny
-        highest_B = self.ratio_BV.masked_fill(self.base_BV == NEG_INF, NEG_INF).amax(1)
-        lowest_B = self.ratio_BV.masked_fill(self.base_BV == NEG_INF, -NEG_INF).amin(1)
-        range_B = (highest_B - lowest_B).nan_to_num(nan=0.0).clamp(min=1e-12)
-        beta_B = ((8.0 * target_B).sqrt() / range_B).clamp(max=0.5)
-        mass_B = self.p_moments_BM[:, 0].clamp(min=tiny)
-        mean_B = self.p_moments_BM[:, 1] / mass_B
-        variance_B = (self.p_moments_BM[:, 2] / mass_B - mean_B.square()).clamp(min=1e-200)
+        range_B = self.ratio_BV.amax(1) - self.ratio_BV.amin(1)  # off S, r is 0: at most wider
+        beta_B = ((8.0 * target_B).sqrt() / range_B.clamp(min=1e-12)).clamp(max=0.5)
+        variance_B = self._point(beta_B, p.weights_BV, torch.zeros_like(beta_B)).curvature_B.clamp(min=1e-200)
         return _Point(beta_B, torch.minimum(variance_B * beta_B.square() / 2.0, target_B * 0.99), variance_B)
 
-    def log_mu(self, beta_B: torch.Tensor) -> torch.Tensor:
-        """log mu_beta on S, normalised."""
-        log_weights_BV = torch.addcmul(self.base_BV, self.ratio_BV, beta_B[:, None])
-        total_B1 = torch.logsumexp(log_weights_BV, 1, keepdim=True)
-        return log_weights_BV - total_B1.masked_fill(total_B1 == NEG_INF, 0.0)
+    def distribution(self, beta_B: torch.Tensor) -> Distribution:
+        """mu_beta."""
+        shift_B, log_weights_BV = self._shift(beta_B), self._log_weights(beta_B)
+        weights_BV = (log_weights_BV - shift_B[:, None]).exp_()
+        return Distribution(log_weights_BV, weights_BV, weights_BV.sum(1).clamp(min=_TINY).log() + shift_B)
+
+    def _log_weights(self, beta_B: torch.Tensor) -> torch.Tensor:
+        return torch.addcmul(self.base_BV, self.ratio_BV, beta_B[:, None])
+
+    def _shift(self, beta_B: torch.Tensor) -> torch.Tensor:
+        return self.peak_B * (1.0 - (2.0 * beta_B - 1.0).abs())
+
+    def _point(self, beta_B: torch.Tensor, weights_BV: torch.Tensor, shift_B: torch.Tensor) -> _Point:
+        weighted_BV = weights_BV * self.ratio_BV
+        total_B = weights_BV.sum(1).clamp(min=_TINY)
+        log_normaliser_B = total_B.log() + shift_B - self.log_mass_B  # A(beta), Eq. 11
+        mean_B = weighted_BV.sum(1) / total_B  # A'(beta)
+        variance_B = torch.linalg.vecdot(weighted_BV, self.ratio_BV) / total_B - mean_B.square()  # A''(beta), Eq. 14
+        return _Point(beta_B, beta_B * mean_B - log_normaliser_B, variance_B.clamp(min=0.0))
 
 
 def _candidate(low: _Point, high: _Point, target_B: torch.Tensor, streak_B: torch.Tensor) -> torch.Tensor:

@@ -19,12 +19,14 @@ import dataclasses
 
 import torch
 
-from sglang_trb.blend.align import NEG_INF, align_with_mass, normalised
+from sglang_trb.blend.align import aligned
+from sglang_trb.blend.distribution import Distribution
 from sglang_trb.blend.draw import MAIN, TEACHER_REPLACEMENT, draw, uniform
 from sglang_trb.blend.filters import filtered, in_top_k
 from sglang_trb.blend.solver import solve
 from sglang_trb.blend.types import (
     EMPTY_SUPPORT,
+    OK,
     RULE_CODES,
     STUDENT_NOT_FINITE,
     SUPPORT_SIZE,
@@ -36,8 +38,8 @@ from sglang_trb.blend.types import (
 )
 from sglang_trb.params import Rule
 
-_CPU_GROUP_ELEMENTS = 1 << 17
-"""Rows × vocabulary of a group on a CPU: about 1 MB per float64 matrix."""
+_CPU_GROUP_ELEMENTS = 1 << 16
+"""Rows × vocabulary of a group on a CPU: half a MB per float64 matrix."""
 
 _ROUNDING = 1e-12
 """A probability below this is the rounding of a float64 sum that should be 0."""
@@ -79,11 +81,11 @@ def blend_step(
         part = slice(start, min(start + group, rows))
         outputs.append(
             _group_step(
-                student_logits_BV[part, :size].double(),
-                teacher_logits_BV[part, :size].double(),
+                student_logits_BV[part, :size].to(torch.float64, copy=True),
+                teacher_logits_BV[part, :size].to(torch.float64, copy=True),
                 controls.rows(part.start, part.stop),
                 alignment,
-                None if adjusted_student_logits_BV is None else adjusted_student_logits_BV[part, :size].double(),
+                None if adjusted_student_logits_BV is None else adjusted_student_logits_BV[part, :size].to(torch.float64, copy=True),
                 None if mask_BV is None else mask_BV[part, :size],
                 student_logits_BV.shape[1] if need_log_mu else None,
             )
@@ -100,48 +102,46 @@ def _group_step(
     mask_BV: torch.Tensor | None,
     log_mu_width: int | None,
 ) -> StepOutput:
-    adjusted_BV = student_BV if adjusted_BV is None else adjusted_BV
     student_bad_B, teacher_bad_B = _unusable(student_BV), _unusable(teacher_BV)
-    adjusted_bad_B = adjusted_BV.isnan().any(1) | adjusted_BV.isposinf().any(1)
-    bad_B1 = (student_bad_B | teacher_bad_B | adjusted_bad_B)[:, None]
-    student_BV, teacher_BV, adjusted_BV = (x.masked_fill(bad_B1, 0.0) for x in (student_BV, teacher_BV, adjusted_BV))
+    if adjusted_BV is not None:
+        student_bad_B |= adjusted_BV.isnan().any(1) | adjusted_BV.isposinf().any(1)
+    bad_B1 = (student_bad_B | teacher_bad_B)[:, None]
+    student_BV.masked_fill_(bad_B1, 0.0)
+    teacher_BV.masked_fill_(bad_B1, 0.0)
+    adjusted_BV = student_BV if adjusted_BV is None else adjusted_BV.masked_fill(bad_B1, 0.0)
 
-    student_lp_BV, student_dropped_B = _aligned(student_BV, alignment.student_ids, alignment)
-    teacher_lp_BV, teacher_dropped_B = _aligned(teacher_BV, alignment.teacher_ids, alignment)
-    p_BV, q_BV = student_lp_BV, teacher_lp_BV
+    student, student_dropped_B = _aligned(student_BV, alignment.student_ids, alignment)
+    teacher, teacher_dropped_B = _aligned(teacher_BV, alignment.teacher_ids, alignment)
+    p, q = student, teacher
     if adjusted_BV is not student_BV or mask_BV is not None or controls.any_temperature:
         temperature_B1 = controls.temperature_B.double()[:, None]
-        p_BV, _ = _aligned(_masked(adjusted_BV, mask_BV) / temperature_B1, alignment.student_ids, alignment)
-        q_BV, _ = _aligned(_masked(teacher_BV, mask_BV) / temperature_B1, alignment.teacher_ids, alignment)
+        p, _ = _aligned(_masked(adjusted_BV, mask_BV) / temperature_B1, alignment.student_ids, alignment)
+        q, _ = _aligned(_masked(teacher_BV, mask_BV) / temperature_B1, alignment.teacher_ids, alignment)
 
-    law = _law(p_BV, q_BV, controls)
-    error_B = torch.where(law.empty_B, EMPTY_SUPPORT, 0)
+    law = _law(p, q, controls)
+    error_B = torch.where(law.empty_B, EMPTY_SUPPORT, OK)
     error_B = torch.where(teacher_bad_B, TEACHER_NOT_FINITE, error_B)
-    error_B = torch.where(student_bad_B | adjusted_bad_B, STUDENT_NOT_FINITE, error_B)
-    ids_B1 = torch.where(error_B > 0, alignment.canonical_id, law.ids_B)[:, None]
-    log_mu_BV = None
-    if log_mu_width is not None:
-        padding = log_mu_width - law.log_mu_BV.shape[1]
-        log_mu_BV = torch.nn.functional.pad(law.log_mu_BV.float(), (0, padding), value=NEG_INF)
+    error_B = torch.where(student_bad_B, STUDENT_NOT_FINITE, error_B)
+    ids_B = torch.where(error_B == OK, law.ids_B, alignment.canonical_id)
 
-    def at_token(log_probs_BV: torch.Tensor) -> torch.Tensor:
-        return log_probs_BV.gather(1, ids_B1).squeeze(1).float()
+    def of_token(distribution: Distribution) -> torch.Tensor:
+        return distribution.log_prob(ids_B[:, None]).squeeze(1).float()
 
     return StepOutput(
-        token_ids_B=ids_B1.squeeze(1),
-        behavior_logprob_B=at_token(law.log_mu_BV),
-        student_logprob_B=at_token(student_lp_BV),
-        teacher_logprob_B=at_token(teacher_lp_BV),
+        token_ids_B=ids_B,
+        behavior_logprob_B=of_token(law.mu),
+        student_logprob_B=of_token(student),
+        teacher_logprob_B=of_token(teacher),
         beta_B=law.beta_B.float(),
         kl_B=law.kl_B.float(),
-        student_entropy_B=_entropy(student_lp_BV),
-        teacher_entropy_B=_entropy(teacher_lp_BV),
+        student_entropy_B=student.entropy().float(),
+        teacher_entropy_B=teacher.entropy().float(),
         dropped_mass_student_B=student_dropped_B.float(),
         dropped_mass_teacher_B=teacher_dropped_B.float(),
         error_B=error_B.to(torch.int8),
-        student_support=_support(student_lp_BV, student_lp_BV, teacher_lp_BV) if controls.need_support else None,
-        teacher_support=_support(teacher_lp_BV, student_lp_BV, teacher_lp_BV) if controls.need_teacher_support else None,
-        log_mu_BV=log_mu_BV,
+        student_support=_support(student, student, teacher) if controls.need_support else None,
+        teacher_support=_support(teacher, student, teacher) if controls.need_teacher_support else None,
+        log_mu_BV=None if log_mu_width is None else _padded(law.mu.log_probs().float(), log_mu_width),
     )
 
 
@@ -149,108 +149,94 @@ def _group_step(
 class _Law:
     """The law of each row and the token drawn from it; float64."""
 
-    log_mu_BV: torch.Tensor
+    mu: Distribution
     beta_B: torch.Tensor
     kl_B: torch.Tensor
     ids_B: torch.Tensor
     empty_B: torch.Tensor
 
 
-def _law(p_BV: torch.Tensor, q_BV: torch.Tensor, controls: RowControls) -> _Law:
+def _law(p: Distribution, q: Distribution, controls: RowControls) -> _Law:
     teacher_B = controls.rule_B == RULE_CODES[Rule.TEACHER]
-    filtered_q_BV = q_BV
+    filtered_q = q
     if controls.any_filter:
         settings = controls.top_k_B, controls.top_p_B, controls.min_p_B
         if controls.any_teacher:
-            filtered_q_BV = filtered(q_BV, *settings, teacher_B & ~controls.greedy_B)
-        p_BV = filtered(p_BV, *settings, ~teacher_B & ~controls.greedy_B)
+            filtered_q = filtered(q, *settings, teacher_B & ~controls.greedy_B)
+        p = filtered(p, *settings, ~teacher_B & ~controls.greedy_B)
 
-    zeros_B = p_BV.new_zeros(p_BV.shape[0])
-    law = _Law(p_BV, zeros_B, zeros_B, zeros_B, p_BV.amax(1) == NEG_INF)
+    zeros_B = torch.zeros_like(p.log_total_B)
+    law = _Law(p, zeros_B, zeros_B, zeros_B, p.empty())
     if controls.any_trust_region:
         trust_B = controls.rule_B == RULE_CODES[Rule.TRUST_REGION]
-        blend = solve(p_BV, q_BV, torch.where(trust_B, controls.epsilon_B, 0.0))
-        law.log_mu_BV, law.beta_B, law.kl_B = blend.log_mu_BV, blend.beta_B, blend.kl_B
+        blend = solve(p, q, torch.where(trust_B, controls.epsilon_B, 0.0))
+        law.mu, law.beta_B, law.kl_B = blend.mu, blend.beta_B, blend.kl_B
     if controls.any_teacher:
-        _choose(law, teacher_B, filtered_q_BV, torch.ones_like(law.beta_B), p_BV)
-        law.empty_B = torch.where(teacher_B, filtered_q_BV.amax(1) == NEG_INF, law.empty_B)
-    law.ids_B = _drawn(law.log_mu_BV, controls)
+        _choose(law, teacher_B, filtered_q, torch.ones_like(law.beta_B), p)
+        law.empty_B = torch.where(teacher_B, filtered_q.empty(), law.empty_B)
+    law.ids_B = _drawn(law.mu, controls)
     if controls.any_skd:
-        _choose_skd(law, p_BV, q_BV, controls)
+        _choose_skd(law, p, q, controls)
     return law
 
 
-def _choose(law: _Law, rows_B: torch.Tensor, log_mu_BV: torch.Tensor, beta_B: torch.Tensor, p_BV: torch.Tensor) -> None:
+def _choose(law: _Law, rows_B: torch.Tensor, mu: Distribution, beta_B: torch.Tensor, p: Distribution) -> None:
     """Give the chosen rows another law; its KL is taken against the student's."""
-    law.log_mu_BV = torch.where(rows_B[:, None], log_mu_BV, law.log_mu_BV)
+    law.mu = law.mu.where(rows_B, mu)
     law.beta_B = torch.where(rows_B, beta_B, law.beta_B)
-    law.kl_B = torch.where(rows_B, _kl(log_mu_BV, p_BV), law.kl_B)
+    outside_B = (mu.weights_BV.gt(0) & ~p.support()).any(1)
+    kl_B = mu.mean(mu.log_weights_BV) - mu.mean(p.log_weights_BV)
+    law.kl_B = torch.where(rows_B, torch.where(outside_B, torch.inf, kl_B.clamp(min=0.0)), law.kl_B)
 
 
-def _choose_skd(law: _Law, p_BV: torch.Tensor, q_BV: torch.Tensor, controls: RowControls) -> None:
+def _choose_skd(law: _Law, p: Distribution, q: Distribution, controls: RowControls) -> None:
     """Rule ``skd`` (App. A.2): keep the student's draw if the teacher's top-K holds it, else the teacher's draw."""
     skd_B = controls.rule_B == RULE_CODES[Rule.SKD]
-    kept_BV = in_top_k(q_BV, controls.skd_top_k_B)
-    replacement_BV = normalised(q_BV / controls.skd_temperature_B.double()[:, None])
-    kept_p_BV = p_BV.exp() * kept_BV
+    kept_BV = in_top_k(q, controls.skd_top_k_B)
+    replacement = Distribution.from_logits(q.log_weights_BV / controls.skd_temperature_B.double()[:, None])
+    kept_p_BV = p.weights_BV * kept_BV
     replaced_B1 = 1.0 - kept_p_BV.sum(1, keepdim=True)
     replaced_B1 = torch.where(replaced_B1 > _ROUNDING, replaced_B1, 0.0)
-    marginal_BV = (kept_p_BV + replaced_B1 * replacement_BV.exp()).log()
+    marginal = Distribution.from_logits((kept_p_BV + replaced_B1 * replacement.weights_BV).log())
 
-    student_ids_B = _drawn(p_BV, controls)
-    teacher_ids_B = draw(
-        replacement_BV.exp(), uniform(controls.seed_B, controls.position_B, TEACHER_REPLACEMENT)
-    )
+    student_ids_B = _drawn(p, controls)
     keeps_B = kept_BV.gather(1, student_ids_B[:, None]).squeeze(1)
-    ids_B = torch.where(keeps_B, student_ids_B, teacher_ids_B)
-    ids_B = torch.where(controls.greedy_B, marginal_BV.argmax(1), ids_B)
+    key = controls.seed_B, controls.position_B
+    ids_B = torch.where(keeps_B, student_ids_B, draw(replacement.weights_BV, uniform(*key, TEACHER_REPLACEMENT)))
+    ids_B = torch.where(controls.greedy_B, marginal.weights_BV.argmax(1), ids_B)
     law.ids_B = torch.where(skd_B, ids_B, law.ids_B)
-    _choose(law, skd_B, marginal_BV, (~keeps_B).double(), p_BV)
-    law.empty_B = torch.where(skd_B, law.empty_B | (q_BV.amax(1) == NEG_INF), law.empty_B)
+    law.empty_B = torch.where(skd_B, law.empty_B | q.empty(), law.empty_B)
+    _choose(law, skd_B, marginal, (~keeps_B).double(), p)
 
 
-def _drawn(log_mu_BV: torch.Tensor, controls: RowControls) -> torch.Tensor:
+def _drawn(mu: Distribution, controls: RowControls) -> torch.Tensor:
     """A draw of the main stream; greedy rows take the most likely token (ties: the lowest id)."""
-    drawn_B = draw(log_mu_BV.exp(), uniform(controls.seed_B, controls.position_B, MAIN))
-    return torch.where(controls.greedy_B, log_mu_BV.argmax(1), drawn_B)
+    drawn_B = draw(mu.weights_BV, uniform(controls.seed_B, controls.position_B, MAIN))
+    return torch.where(controls.greedy_B, mu.log_weights_BV.argmax(1), drawn_B)
 
 
 def _unusable(logits_BV: torch.Tensor) -> torch.Tensor:
     """Rows with a NaN, a +inf or nothing finite."""
-    peak_B = logits_BV.amax(1)  # NaN propagates
-    return ~peak_B.isfinite()
+    return ~logits_BV.amax(1).isfinite()  # amax propagates NaN
 
 
 def _masked(logits_BV: torch.Tensor, mask_BV: torch.Tensor | None) -> torch.Tensor:
-    return logits_BV if mask_BV is None else logits_BV.masked_fill(mask_BV, NEG_INF)
+    return logits_BV if mask_BV is None else logits_BV.masked_fill(mask_BV, float("-inf"))
 
 
 def _aligned(
     logits_BV: torch.Tensor, own_ids: tuple[int, ...], alignment: StopAlignment
-) -> tuple[torch.Tensor, torch.Tensor]:
-    return align_with_mass(normalised(logits_BV), own_ids, alignment.canonical_id, alignment.masked_ids)
+) -> tuple[Distribution, torch.Tensor]:
+    return aligned(Distribution.from_logits(logits_BV), own_ids, alignment.canonical_id, alignment.masked_ids)
 
 
-def _entropy(log_probs_BV: torch.Tensor) -> torch.Tensor:
-    return -_expectation(log_probs_BV.exp(), log_probs_BV).float()
+def _support(own: Distribution, student: Distribution, teacher: Distribution) -> Support:
+    ids_BK = own.log_weights_BV.topk(SUPPORT_SIZE, dim=1).indices
+    return ids_BK.int(), student.log_prob(ids_BK).float(), teacher.log_prob(ids_BK).float()
 
 
-def _kl(log_mu_BV: torch.Tensor, log_p_BV: torch.Tensor) -> torch.Tensor:
-    """KL(mu || p) in nats; +inf where mu leaves p's support."""
-    mu_BV = log_mu_BV.exp()
-    outside_B = ((mu_BV > 0) & (log_p_BV == NEG_INF)).any(1)
-    kl_B = _expectation(mu_BV, log_mu_BV) - _expectation(mu_BV, log_p_BV)
-    return torch.where(outside_B, torch.inf, kl_B.clamp(min=0.0))
-
-
-def _expectation(probs_BV: torch.Tensor, values_BV: torch.Tensor) -> torch.Tensor:
-    """Sum of probs × values with 0 × -inf = 0."""
-    return torch.linalg.vecdot(probs_BV, values_BV.nan_to_num(neginf=0.0))
-
-
-def _support(own_lp_BV: torch.Tensor, student_lp_BV: torch.Tensor, teacher_lp_BV: torch.Tensor) -> Support:
-    ids_BK = own_lp_BV.topk(SUPPORT_SIZE, dim=1).indices
-    return ids_BK.int(), student_lp_BV.gather(1, ids_BK).float(), teacher_lp_BV.gather(1, ids_BK).float()
+def _padded(log_mu_BV: torch.Tensor, width: int) -> torch.Tensor:
+    return torch.nn.functional.pad(log_mu_BV, (0, width - log_mu_BV.shape[1]), value=float("-inf"))
 
 
 def _joined(outputs: list[StepOutput]) -> StepOutput:

@@ -29,28 +29,17 @@ class TorchPagedAllocator(PagedTokenToKVPoolAllocator):
             num_new_pages = get_num_new_pages(
                 seq_lens=seq_lens_cpu, page_size=self.page_size, prefix_lens=prefix_lens_cpu
             )
-        return self._take(num_new_pages, prefix_lens, seq_lens, last_loc, extend_num_tokens)
-
-    def alloc_decode(
-        self, seq_lens: torch.Tensor, seq_lens_cpu: torch.Tensor, last_loc: torch.Tensor
-    ) -> torch.Tensor | None:
-        num_new_pages = get_num_new_pages(seq_lens=seq_lens_cpu, page_size=self.page_size, decode=True)
-        # Decoding is an extension by one token per request.
-        return self._take(num_new_pages, seq_lens - 1, seq_lens, last_loc, len(seq_lens))
-
-    def _take(
-        self,
-        num_new_pages: int,
-        prefix_lens: torch.Tensor,
-        seq_lens: torch.Tensor,
-        last_loc: torch.Tensor,
-        num_tokens: int,
-    ) -> torch.Tensor | None:
         if num_new_pages > len(self.free_pages):
             self.merge_and_sort_free()
         if num_new_pages > len(self.free_pages):
             return None
-        slots = torch.empty(num_tokens, dtype=torch.int64, device=self.device)
+        slots = torch.empty(extend_num_tokens, dtype=torch.int64, device=self.device)
         alloc_extend_naive(prefix_lens, seq_lens, last_loc, self.free_pages, slots, self.page_size, self.device)
         self.free_pages = self.free_pages[num_new_pages:]
         return slots
+
+    def alloc_decode(
+        self, seq_lens: torch.Tensor, seq_lens_cpu: torch.Tensor, last_loc: torch.Tensor
+    ) -> torch.Tensor | None:
+        # Decoding is an extension by one token per request.
+        return self.alloc_extend(seq_lens - 1, seq_lens_cpu - 1, seq_lens, seq_lens_cpu, last_loc, len(seq_lens))

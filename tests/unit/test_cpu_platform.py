@@ -61,7 +61,7 @@ def test_allocations_keep_pages_whole_and_apart(page_size):
     assert_paged(slots, page_size)
     used = sum(-(-len(s) // page_size) for s in slots)
     assert pool.available_size() == (400 - used) * page_size
-    pool.free(torch.tensor(sum(slots, [])))
+    pool.free(torch.tensor([slot for request in slots for slot in request]))
     assert pool.available_size() == 400 * page_size
 
 
