@@ -153,6 +153,30 @@ def token_pieces(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
     return pieces
 
 
+def number(value: float | None, digits: int = 2) -> str:
+    """For display, with a real minus sign; small values keep two significant digits; – for nothing finite."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    if 0 < abs(value) < 0.1 and digits:
+        return f"{value:.2g}".replace("-", "−")
+    return f"{value:.{digits}f}".replace("-", "−")
+
+
+def visible(text: str) -> str:
+    """Untrusted text, safe to display: control and direction-override characters become visible ones.
+
+    Newlines and tabs stay. A terminal cannot be driven by the result; HTML must still be escaped.
+    """
+    return text.translate(_VISIBLE)
+
+
+_PICTURES = 0x2400  # Unicode's "control pictures": ␛ for ESC and so on
+_VISIBLE = {code: _PICTURES + code for code in range(0x20) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
+_VISIBLE |= dict.fromkeys(
+    [*range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A), *range(0xD800, 0xE000)], REPLACEMENT
+)
+
+
 def _mean(values: Sequence[float]) -> float | None:
     finite = [value for value in values if math.isfinite(value)]
     return math.fsum(finite) / len(finite) if finite else None

@@ -13,7 +13,7 @@ import re
 from collections.abc import Sequence
 from html import escape
 
-from sglang_trb.completions import Totals, TracedCompletion, by_label, totals
+from sglang_trb.completions import Totals, TracedCompletion, by_label, number, totals, visible
 from sglang_trb.html_assets import BETA_LEVELS, SCRIPT, STYLE
 
 SHORT = 24
@@ -68,7 +68,7 @@ def page(completions: Sequence[TracedCompletion], title: str = "Rollouts inside 
 def _legend() -> str:
     ramp = "".join(f'<i class="t b{level}"></i>' for level in range(0, BETA_LEVELS + 1, 2))
     return f"""<ul class="legend"><li>β = 0, the student <span class="ramp" aria-hidden="true">{ramp}</span>
-1, the teacher</li><li><span class="odd">underlined</span> surprises the teacher: log q &lt; {_number(SURPRISING, 0)}</li></ul>"""
+1, the teacher</li><li><span class="odd">underlined</span> surprises the teacher: log q &lt; {number(SURPRISING, 0)}</li></ul>"""
 
 
 def _glance(completions: Sequence[TracedCompletion]) -> str:
@@ -84,9 +84,9 @@ def _glance_row(label: str, row: Totals, worst: float, judged: bool) -> str:
     teacher = row.mean_teacher_logprob
     cells = [
         f"{row.completions}",
-        f"{_number(row.mean_beta)}{_bar(row.mean_beta)}",
-        _number(row.sum_kl),
-        f"{_number(teacher)}{_bar(1 if not worst else None if teacher is None else 1 - 0.9 * teacher / worst)}",
+        f"{number(row.mean_beta)}{_bar(row.mean_beta)}",
+        number(row.sum_kl),
+        f"{number(teacher)}{_bar(1 if not worst else None if teacher is None else 1 - 0.9 * teacher / worst)}",
     ]
     if judged:
         cells.append(f"{row.correct} of {row.judged}{_bar(row.correct / row.judged)}" if row.judged else "–")
@@ -108,9 +108,9 @@ def _prompt_cards(prompt: str, group: list[TracedCompletion]) -> str:
 def _card(completion: TracedCompletion) -> str:
     total = totals([completion])
     chips = {
-        "mean β": _number(total.mean_beta),
-        "ΣKL": _number(total.sum_kl),
-        "teacher log p": _number(total.mean_teacher_logprob),
+        "mean β": number(total.mean_beta),
+        "ΣKL": number(total.sum_kl),
+        "teacher log p": number(total.mean_teacher_logprob),
         "at β = 1": "–" if total.saturated is None else f"{total.saturated:.0%}",
     }
     items = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in chips.items())
@@ -179,24 +179,10 @@ def _sparkline(completion: TracedCompletion) -> str:
         line = f'<path class="budget" d="M0 {level}H{len(points)}"/>'
     limit = "no budget" if budget is None else f"budget {budget:g}"
     return f"""<figure><svg class="spark" viewBox="0 0 {max(len(points), 1)} {SPARK_HEIGHT}" preserveAspectRatio="none"
-role="img" aria-label="KL per token, at most {_number(peak)} nats, {limit}"><path class="base" d="M0 {SPARK_HEIGHT}H{len(points)}"/>
+role="img" aria-label="KL per token, at most {number(peak)} nats, {limit}"><path class="base" d="M0 {SPARK_HEIGHT}H{len(points)}"/>
 <path class="area" d="M0 {SPARK_HEIGHT}{steps}V{SPARK_HEIGHT}Z"/><path class="line" d="M0 {SPARK_HEIGHT}{steps}"/>{line}</svg>
-<figcaption><span>KL per token, max {_number(peak)}</span><span>{limit}</span></figcaption></figure>"""
-
-
-def _number(value: float | None, digits: int = 2) -> str:
-    """A number with a real minus sign; small ones keep two significant digits; – for nothing."""
-    if value is None or not math.isfinite(value):
-        return "–"
-    if 0 < abs(value) < 0.1 and digits:
-        return f"{value:.2g}".replace("-", "−")
-    return f"{value:.{digits}f}".replace("-", "−")
+<figcaption><span>KL per token, max {number(peak)}</span><span>{limit}</span></figcaption></figure>"""
 
 
 def _text(text: str) -> str:
-    """Escaped for HTML text and attributes; control characters become visible, lone surrogates U+FFFD."""
-    return escape(text.translate(_VISIBLE).encode("utf-8", "surrogatepass").decode("utf-8", "replace"))
-
-
-_VISIBLE = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
-_VISIBLE |= dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A)], "\N{REPLACEMENT CHARACTER}")
+    return escape(visible(text))

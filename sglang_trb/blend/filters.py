@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 
 from sglang_trb.blend.distribution import Distribution
+from sglang_trb.blend.types import TOP_K_OFF
 
 
 def filtered(
@@ -25,7 +26,7 @@ def filtered(
     Args:
         distribution: normalised rows.
         top_k_B, top_p_B, min_p_B: int32, float32, float32 [B].
-        apply_B: bool [B]; other rows pass bit for bit.
+        apply_B: bool [B]; other rows, and those whose filters are all off, pass bit for bit.
 
     Returns:
         The filtered rows. Safe in a CUDA graph.
@@ -33,10 +34,11 @@ def filtered(
     probs_BV, order_BV = torch.sort(distribution.weights_BV, dim=1, descending=True, stable=True)
     before_BV = probs_BV.cumsum(1) - probs_BV
     keep_BV = _ranks(probs_BV) < top_k_B[:, None]
-    keep_BV &= before_BV <= top_p_B[:, None]
+    keep_BV &= (before_BV <= top_p_B[:, None]) | (top_p_B >= 1.0)[:, None]  # rounding may exceed 1
     keep_BV &= probs_BV >= probs_BV[:, :1] * min_p_B[:, None]
     kept_BV = torch.zeros_like(keep_BV).scatter_(1, order_BV, keep_BV)
-    return distribution.where(apply_B, distribution.keeping(kept_BV))
+    active_B = (top_k_B < TOP_K_OFF) | (top_p_B < 1.0) | (min_p_B > 0.0)
+    return distribution.where(apply_B & active_B, distribution.keeping(kept_BV))
 
 
 def in_top_k(distribution: Distribution, top_k_B: torch.Tensor) -> torch.Tensor:

@@ -11,11 +11,10 @@ import shlex
 import signal
 import socket
 import sys
-from pathlib import Path
 from typing import Any, NoReturn
 
+from sglang_trb.cli import launching
 from sglang_trb.errors import InvalidParameter, TrbError
-from sglang_trb.server_config import read_server_config
 
 DESCRIPTION = """Serve a student and its teacher over HTTP: SGLang, with each request's tokens drawn from the blend
 that its trb_* parameters ask for. Options that follow --config override the file and may be any of SGLang's
@@ -36,10 +35,9 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--config", required=True, metavar="FILE", help="server configuration: SGLang options in YAML")
     arguments, overrides = parser.parse_known_args(argv)
     try:
-        read_server_config(arguments.config)
-        command = ["--config", arguments.config, *overrides]
-        options, effective = _parsed(command)
-        _check(options)
+        command = launching.config_command(arguments.config, overrides)
+        options, effective = launching.parse(command)
+        _check_address(options.host, options.port)
     except InvalidParameter as error:
         print(f"trb serve: {error}", file=sys.stderr)
         return 2
@@ -47,44 +45,16 @@ def run(argv: list[str]) -> int:
     return _launch(command)
 
 
-def _parsed(command: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """SGLang's own reading of file and command line, with its errors as InvalidParameter."""
-    from sglang.srt.plugins import load_plugins
-    from sglang.srt.server_args import ServerArgs
-    from sglang.srt.utils.server_args_config_parser import ConfigArgumentMerger
-
-    load_plugins()  # they add choices, such as the sampling backend
-    parser = _Parser(allow_abbrev=False)
-    ServerArgs.add_cli_args(parser)
-    try:
-        effective = ConfigArgumentMerger(parser).merge_config_with_args(command)
-    except ValueError as error:
-        raise InvalidParameter("--config", command[1], str(error)) from None
-    return parser.parse_args(effective), effective
-
-
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong without listing some hundred options first."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InvalidParameter("SGLang option", message, "what `sglang serve --help` lists")
-
-
-def _check(options: argparse.Namespace) -> None:
-    """What would otherwise fail only after the models are loaded."""
-    for flag in ("model_path", "speculative_draft_model_path"):
-        path = getattr(options, flag)
-        if path and path.startswith((".", "/", "~")) and not Path(path).expanduser().is_dir():
-            hint = "; make it with examples/smollm2/make_pair.py" if "smollm2" in path else ""
-            raise InvalidParameter(flag, path, f"a checkpoint folder, or a Hugging Face id{hint}")
-    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+def _check_address(host: str, port: int) -> None:
+    """SGLang would find a busy port only after it has loaded the models."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((options.host, options.port))
+            probe.bind((host, port))
         except OSError as error:
-            where = f"{options.host}:{options.port}"
-            raise InvalidParameter("--port", where, f"an address that can be listened on ({error.strerror})") from None
+            allowed = f"an address that can be listened on ({error.strerror})"
+            raise InvalidParameter("--port", f"{host}:{port}", allowed) from None
 
 
 def _banner(options: argparse.Namespace, effective: list[str]) -> str:

@@ -152,7 +152,8 @@ def filtered(log_probs: np.ndarray, sampling: dict[str, Any]) -> np.ndarray:
     before = np.cumsum(probs) - probs
     top_k = sampling.get("top_k", -1)
     keep = np.arange(len(probs)) < (len(probs) if top_k in (-1, None) else top_k)
-    keep &= before <= sampling.get("top_p", 1.0)
+    if sampling.get("top_p", 1.0) < 1.0:
+        keep &= before <= sampling["top_p"]
     keep &= probs >= probs[0] * sampling.get("min_p", 0.0)
     result = np.full(len(log_probs), NEG)
     result[order[keep]] = log_probs[order[keep]]

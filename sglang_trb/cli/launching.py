@@ -1,0 +1,71 @@
+"""SGLang options for our commands: read with SGLang's own parser, checked before any model is loaded.
+
+Checked with sglang 0.5.21.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+from typing import NoReturn
+
+from sglang_trb.errors import InvalidParameter
+from sglang_trb.server_config import read_server_config
+
+CPU_OPTIONS = "--device cpu --dtype float32 --attention-backend torch_native --grammar-backend none --sleep-on-idle"
+MEMORY_OPTIONS = "--context-length 4096 --max-total-tokens 16384 --max-running-requests 16"
+
+
+def config_command(path: str, overrides: list[str]) -> list[str]:
+    """SGLang's command line for a configuration file; what follows the file overrides it."""
+    read_server_config(path)
+    return ["--config", path, *overrides]
+
+
+def pair_command(student: str, teacher: str) -> list[str]:
+    """SGLang's command line for a pair without a configuration file, on this machine's GPU or else its CPU."""
+    models = ["--model-path", student, "--speculative-draft-model-path", teacher]
+    blending = ["--sampling-backend", "trb", "--sampling-defaults", "openai"]
+    device = [] if shutil.which("nvidia-smi") else f"{CPU_OPTIONS} {MEMORY_OPTIONS}".split()
+    return [*models, *blending, *device]
+
+
+def parse(command: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Read a command line as SGLang will.
+
+    Returns:
+        The options, and the command line with the configuration file spelled out.
+
+    Raises:
+        InvalidParameter: an option or value that SGLang does not know, or a model folder that is not there.
+    """
+    from sglang.srt.plugins import load_plugins
+    from sglang.srt.server_args import ServerArgs
+    from sglang.srt.utils.server_args_config_parser import ConfigArgumentMerger
+
+    load_plugins()  # they add choices, such as the sampling backend
+    parser = _Parser(allow_abbrev=False)
+    ServerArgs.add_cli_args(parser)
+    try:
+        effective = ConfigArgumentMerger(parser).merge_config_with_args(command)
+    except ValueError as error:
+        raise InvalidParameter("--config", command[1], str(error)) from None
+    options = parser.parse_args(effective)
+    for flag in ("model_path", "speculative_draft_model_path"):
+        _check_model(flag, getattr(options, flag))
+    return options, effective
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong without listing some hundred options first."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InvalidParameter("SGLang option", message, "what `sglang serve --help` lists")
+
+
+def _check_model(flag: str, path: str | None) -> None:
+    looks_local = path is not None and path.startswith((".", "/", "~"))
+    if looks_local and not (Path(path).expanduser() / "config.json").is_file():
+        hint = "; make it with examples/smollm2/make_pair.py" if "smollm2" in path else ""
+        raise InvalidParameter(flag, path, f"a checkpoint folder (with a config.json), or a Hugging Face id{hint}")
