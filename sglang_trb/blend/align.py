@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import torch
 
-from sglang_trb.blend.distribution import NEVER, Distribution
+from sglang_trb.blend.distribution import NEVER, Distribution, softmax
 
 
 def align_eos(
@@ -30,35 +30,28 @@ def align_eos(
     """
     if _is_identity(own_ids, canonical_id, masked_ids):
         return log_probs_BV
-    distribution = Distribution.from_logits(log_probs_BV.double())
-    return aligned(distribution, own_ids, canonical_id, masked_ids)[0].log_probs().to(log_probs_BV.dtype)
+    return aligned(log_probs_BV.double(), own_ids, canonical_id, masked_ids)[0].log_probs().to(log_probs_BV.dtype)
 
 
 def aligned(
-    distribution: Distribution, own_ids: Sequence[int], canonical_id: int, masked_ids: Sequence[int]
+    logits_BV: torch.Tensor, own_ids: Sequence[int], canonical_id: int, masked_ids: Sequence[int]
 ) -> tuple[Distribution, torch.Tensor]:
-    """As `align_eos` on a normalised distribution, and the probability [B] that the mask dropped.
+    """As `align_eos` on float64 logits without NaN or +inf, and the probability [B] that the mask dropped.
 
     Eq. 7 moves the mass of E_M. Where a masked id, or the canonical one, is a stop of the other model only, its mass
-    here is an ordinary token's; it has nowhere to go and is dropped.
+    here is an ordinary token's; it has nowhere to go and is dropped. What remains is normalised from its own largest
+    logit: at a low temperature the dropped mass may be all but 1e-300.
     """
-    weights_BV, log_weights_BV = distribution.weights_BV, distribution.log_weights_BV
     if _is_identity(own_ids, canonical_id, masked_ids):
-        return distribution, weights_BV.new_zeros(weights_BV.shape[0])
-    device = weights_BV.device
+        return Distribution.from_logits(logits_BV), torch.zeros_like(logits_BV[:, 0])
+    device = logits_BV.device
     own = _index(tuple(own_ids), device)
     emptied = _index(tuple(sorted({*masked_ids, canonical_id})), device)
-    stop_B1 = torch.logsumexp(log_weights_BV[:, own], dim=1, keepdim=True)
-    moved_BV = log_weights_BV.index_fill(1, emptied, NEVER)
-    moved_BV[:, canonical_id : canonical_id + 1] = stop_B1
-    moved_weights_BV = weights_BV.index_fill(1, emptied, 0.0)
-    moved_weights_BV[:, canonical_id : canonical_id + 1] = weights_BV[:, own].sum(1, keepdim=True)
     strangers = _index(tuple(sorted({*masked_ids, canonical_id} - {*own_ids})), device)
-    dropped_B = weights_BV[:, strangers].sum(1)
-    remaining_B = torch.where(distribution.empty(), 1.0, moved_weights_BV.sum(1))
-    log_remaining_B1 = remaining_B.clamp(min=torch.finfo(torch.float64).tiny).log()[:, None]
-    moved_weights_BV = moved_weights_BV / remaining_B.clamp(min=torch.finfo(torch.float64).tiny)[:, None]
-    return Distribution(moved_BV - log_remaining_B1, moved_weights_BV, distribution.log_total_B), dropped_B
+    moved_BV = logits_BV.index_fill(1, emptied, NEVER)
+    moved_BV[:, canonical_id : canonical_id + 1] = logits_BV[:, own].logsumexp(1, keepdim=True)
+    distribution, log_sum_B = softmax(moved_BV)
+    return distribution, torch.sigmoid(logits_BV[:, strangers].logsumexp(1) - log_sum_B)
 
 
 def _is_identity(own_ids: Sequence[int], canonical_id: int, masked_ids: Sequence[int]) -> bool:

@@ -29,16 +29,10 @@ class Distribution:
     weights_BV: torch.Tensor
     log_total_B: torch.Tensor
 
-    @classmethod
-    def from_logits(cls, logits_BV: torch.Tensor) -> Distribution:
+    @staticmethod
+    def from_logits(logits_BV: torch.Tensor) -> Distribution:
         """Softmax of float64 logits without NaN or +inf; a row of -inf becomes an empty distribution."""
-        logits_BV = logits_BV.clamp(min=NEVER)
-        peak_B1 = logits_BV.amax(1, keepdim=True)
-        empty_B1 = peak_B1 <= _FORBIDDEN_BELOW
-        weights_BV = (logits_BV - peak_B1).exp_().masked_fill_(empty_B1, 0.0)
-        total_B1 = weights_BV.sum(1, keepdim=True).masked_fill(empty_B1, 1.0)
-        shift_B1 = (peak_B1 + total_B1.log()).masked_fill(empty_B1, 0.0)
-        return cls(logits_BV - shift_B1, weights_BV.div_(total_B1), torch.zeros_like(total_B1[:, 0]))
+        return softmax(logits_BV)[0]
 
     def where(self, rows_B: torch.Tensor, other: Distribution) -> Distribution:
         """The other's rows where chosen, bit for bit; this one's elsewhere, likewise."""
@@ -78,3 +72,16 @@ class Distribution:
     def entropy(self) -> torch.Tensor:
         """Entropy [B] in nats; for a normalised distribution."""
         return -self.mean(self.log_weights_BV)
+
+
+def softmax(logits_BV: torch.Tensor) -> tuple[Distribution, torch.Tensor]:
+    """`Distribution.from_logits`, and the logits' log-sum-exp [B]; NEVER for an empty row."""
+    logits_BV = logits_BV.clamp(min=NEVER)
+    peak_B1 = logits_BV.amax(1, keepdim=True)
+    empty_B1 = peak_B1 <= _FORBIDDEN_BELOW
+    weights_BV = (logits_BV - peak_B1).exp_().masked_fill_(empty_B1, 0.0)
+    total_B1 = weights_BV.sum(1, keepdim=True).masked_fill(empty_B1, 1.0)
+    log_sum_B1 = peak_B1 + total_B1.log()
+    log_probs_BV = logits_BV - log_sum_B1.masked_fill(empty_B1, 0.0)
+    distribution = Distribution(log_probs_BV, weights_BV.div_(total_B1), torch.zeros_like(total_B1[:, 0]))
+    return distribution, log_sum_B1.squeeze(1)

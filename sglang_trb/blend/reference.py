@@ -48,7 +48,7 @@ def blend(log_p: Row, log_q: Row, epsilon: float) -> tuple[Row, float, float]:
     if epsilon == 0.0 or not common.any():
         return log_p, 0.0, 0.0
     whole = np.array_equal(common, np.isfinite(log_p))
-    log_mass = 0.0 if whole else float(np.log(np.exp(log_p[common]).sum()))
+    log_mass = 0.0 if whole else float(np.logaddexp.reduce(log_p[common]))
     restricted = np.where(common, log_p, -np.inf) - log_mass
     budget = epsilon + log_mass
     if budget < 0.0:
@@ -85,7 +85,7 @@ def filtered(log_p: Row, top_k: int = TOP_K_OFF, top_p: float = 1.0, min_p: floa
     order = np.argsort(-log_p, kind="stable")
     probs = np.exp(log_p[order])
     before = np.cumsum(probs) - probs
-    keep = (np.arange(len(probs)) < top_k) & (before <= top_p) & (probs >= probs[0] * min_p)
+    keep = (np.arange(len(probs)) < top_k) & ((before <= top_p) | (top_p >= 1)) & (probs >= probs[0] * min_p)
     result = np.full(log_p.shape, -np.inf)
     result[order[keep]] = log_p[order[keep]]
     return log_softmax(result)
@@ -106,8 +106,13 @@ def trust_region_blend(
 ) -> BlendOutput:
     """`sglang_trb.trust_region_blend` row by row; a row without a usable student or teacher row is NaN."""
     rows = [
-        _usable_blend(*(log_softmax(x.double().cpu().numpy()) for x in pair), float(epsilon))
-        for *pair, epsilon in zip(student_logits_BV, teacher_logits_BV, epsilon_B, strict=True)
+        _usable_blend(log_softmax(student), log_softmax(teacher), epsilon)
+        for student, teacher, epsilon in zip(
+            student_logits_BV.double().cpu().numpy(),
+            teacher_logits_BV.double().cpu().numpy(),
+            epsilon_B.tolist(),
+            strict=True,
+        )
     ]
     log_mu, beta, divergence = zip(*rows, strict=True)
     device = student_logits_BV.device

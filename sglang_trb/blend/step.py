@@ -16,6 +16,7 @@ Legend: _B rows, _V vocabulary, _K the 16 ids of a support.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 
@@ -85,7 +86,9 @@ def blend_step(
                 teacher_logits_BV[part, :size].to(torch.float64, copy=True),
                 controls.rows(part.start, part.stop),
                 alignment,
-                None if adjusted_student_logits_BV is None else adjusted_student_logits_BV[part, :size].to(torch.float64, copy=True),
+                None
+                if adjusted_student_logits_BV is None
+                else adjusted_student_logits_BV[part, :size].to(torch.float64, copy=True),
                 None if mask_BV is None else mask_BV[part, :size],
                 student_logits_BV.shape[1] if need_log_mu else None,
             )
@@ -227,7 +230,7 @@ def _masked(logits_BV: torch.Tensor, mask_BV: torch.Tensor | None) -> torch.Tens
 def _aligned(
     logits_BV: torch.Tensor, own_ids: tuple[int, ...], alignment: StopAlignment
 ) -> tuple[Distribution, torch.Tensor]:
-    return aligned(Distribution.from_logits(logits_BV), own_ids, alignment.canonical_id, alignment.masked_ids)
+    return aligned(logits_BV, own_ids, alignment.canonical_id, alignment.masked_ids)
 
 
 def _support(own: Distribution, student: Distribution, teacher: Distribution) -> Support:
@@ -240,7 +243,7 @@ def _padded(log_mu_BV: torch.Tensor, width: int) -> torch.Tensor:
 
 
 def _joined(outputs: list[StepOutput]) -> StepOutput:
-    joined = {}
+    joined: dict[str, Any] = {}
     for field in dataclasses.fields(StepOutput):
         parts = [getattr(output, field.name) for output in outputs]
         if isinstance(parts[0], tuple):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import cached_property
+from typing import Any
 
 import torch
 
@@ -109,7 +110,8 @@ class RowControls:
     def rows(self, start: int, stop: int) -> RowControls:
         """The controls of rows ``start`` to ``stop``."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return RowControls(**{k: v[start:stop] if isinstance(v, torch.Tensor) else v for k, v in values.items()})
+        tensors: dict[str, Any] = {k: v[start:stop] for k, v in values.items() if isinstance(v, torch.Tensor)}
+        return dataclasses.replace(self, **tensors)
 
 
 Support = tuple[torch.Tensor, torch.Tensor, torch.Tensor]

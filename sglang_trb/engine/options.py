@@ -13,32 +13,7 @@ from sglang.srt.server_args import ServerArgs
 from sglang_trb.engine import plugin
 from sglang_trb.engine.pair import Pair
 from sglang_trb.errors import NotInForce
-
-REQUIRED: dict[str, tuple[Any, str]] = {
-    "sampling_defaults": ("openai", "otherwise chat requests inherit filters from generation_config unseen"),
-    "speculative_algorithm": (None, "the teacher runs in lockstep; a speculative algorithm would draft with it"),
-    "enable_deterministic_inference": (False, "it replaces the sampling backend; seeds work without it"),
-    "tokenizer_worker_num": (1, "one process guards weight updates"),
-    "pp_size": (1, "the sampler needs both models' logits on one rank"),
-    "dcp_size": (1, "both models share the KV slots of one rank"),
-    "enable_dp_attention": (False, "the teacher's batches would not follow its padding"),
-    "disaggregation_mode": ("null", "the teacher's KV is not transferred"),
-    "enable_hierarchical_cache": (False, "only the student's KV would come back from the host"),
-    "enable_lmcache": (False, "only the student's KV would come back"),
-    "enable_unified_memory": (False, "the pools of the pair are sized together"),
-    "enable_memory_saver": (False, "the teacher's weights would not survive a release"),
-    "weight_cache_mode": ("off", "weights are updated in place"),
-    "enable_lora": (False, "adapters are not supported"),
-    "enable_custom_logit_processor": (False, "it would change the law after the budget was checked"),
-    "enable_two_batch_overlap": (False, "the teacher runs the same batch as the student"),
-    "enable_pdmux": (False, "split prefill does not pass the paired worker"),
-    "dllm_algorithm": (None, "diffusion decoding has no next-token law to blend"),
-    "is_embedding": (False, "a generation model is needed"),
-    "use_ray": (False, "only SGLang's own launcher was checked"),
-    "smg_grpc_mode": (False, "requests would not pass our checks"),
-    "encoder_only": (False, "a generation model is needed"),
-}
-"""Option → (value it must have, why)."""
+from sglang_trb.server_config import REQUIRED
 
 FORBIDDEN_VARIABLES = {
     "SGLANG_RUST_SERVER": "requests would not pass our checks",
@@ -56,6 +31,7 @@ def resolve_and_check(original: Callable[..., None], server_args: ServerArgs) ->
     if server_args.sampling_backend != plugin.BACKEND or getattr(server_args, "_resolution_finished", False):
         return original(server_args)
     plugin.require_in_force()
+    _check_required(server_args)
     # It grows the student's KV pool once graphs are captured; the teacher's must keep the same slots.
     envs.SGLANG_ENABLE_POST_CAPTURE_KV_SIZING.set(False)
     original(server_args)
@@ -78,11 +54,15 @@ def check(options: Any) -> None:
         )
     if not options.speculative_draft_model_path:
         raise NotInForce("speculative_draft_model_path is not set; it names the teacher")
-    for name, (needed, reason) in REQUIRED.items():
-        value = getattr(options, name, needed)
-        if value != needed and not (needed is False and not value):
-            raise NotInForce(f"{name} is {value!r}; a blending server needs {needed!r}: {reason}")
+    _check_required(options)
     for name, reason in FORBIDDEN_VARIABLES.items():
         if os.environ.get(name, "0").lower() not in ("", "0", "false"):
             raise NotInForce(f"the environment sets {name}={os.environ[name]}; unset it: {reason}")
     Pair.load(options.model_path, options.speculative_draft_model_path)
+
+
+def _check_required(options: Any) -> None:
+    for name, (needed, reason) in REQUIRED.items():
+        value = getattr(options, name, needed)
+        if value != needed and not (needed is False and not value):
+            raise NotInForce(f"{name} is {value!r}; a blending server needs {needed!r}: {reason}")

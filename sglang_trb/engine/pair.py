@@ -109,14 +109,31 @@ class PairKVConfigurator(KVCacheConfigurator):
         return self.student_config or super()._resolve_memory_pool_config(pre_model_load_memory)
 
 
-class StudentRunner(ModelRunner):
+class _PairRunner(ModelRunner):
+    """What both runners share."""
+
+    def init_kv_cache_configurator(self) -> None:
+        super().init_kv_cache_configurator()
+        self.kv_cache_configurator = PairKVConfigurator.like(self.kv_cache_configurator)
+
+    def check_weights(self, *args, **kwargs) -> dict | None:
+        """SGLang's checksums wait for CUDA unconditionally; on a CPU there is nothing to wait for."""
+        if self.device != "cpu":
+            return super().check_weights(*args, **kwargs)
+        synchronize, torch.cuda.synchronize = torch.cuda.synchronize, lambda *_: None
+        try:
+            return super().check_weights(*args, **kwargs)
+        finally:
+            torch.cuda.synchronize = synchronize
+
+
+class StudentRunner(_PairRunner):
     """The student's runner: leaves the logits to `TrbSampler` and plans the KV pool for both models."""
 
     teacher_bytes_per_token = 0
 
     def init_kv_cache_configurator(self) -> None:
         super().init_kv_cache_configurator()
-        self.kv_cache_configurator = PairKVConfigurator.like(self.kv_cache_configurator)
         self.kv_cache_configurator.teacher_bytes_per_token = self.teacher_bytes_per_token
 
     def _preprocess_logits(self, logits_output, sampling_info, observer=None):
@@ -124,12 +141,11 @@ class StudentRunner(ModelRunner):
         sampling_info.update_regex_vocab_mask()
 
 
-class TeacherRunner(ModelRunner):
+class TeacherRunner(_PairRunner):
     """The teacher's runner: a KV pool with exactly the student's slots."""
 
     def init_kv_cache_configurator(self) -> None:
         super().init_kv_cache_configurator()
-        self.kv_cache_configurator = PairKVConfigurator.like(self.kv_cache_configurator)
         self.kv_cache_configurator.student_config = self.memory_pool_config
 
 
@@ -164,8 +180,8 @@ class TeacherWorker(_RunnerWorker):
         forward_batch.return_logprob = False
         output = self.model_runner.forward(forward_batch)
         logits_BV = output.logits_output.next_token_logits
-        # A graph's output buffer is written again by the next replay, possibly of a graph that shares its memory.
-        return logits_BV.clone() if output.can_run_graph else logits_BV
+        # Graph runners of one process share a logits buffer (GraphSharedOutput): the student's forward writes it next.
+        return logits_BV if logits_BV.device.type == "cpu" else logits_BV.clone()
 
 
 class PairedWorker(_RunnerWorker):
@@ -204,7 +220,11 @@ class PairedWorker(_RunnerWorker):
 
     def deserialize_own_rank(self, serialized_named_tensors: list) -> Any:
         """Read the tensor route's payload, and refuse it before it is loaded if it is not the student's."""
-        payload = super().deserialize_own_rank(serialized_named_tensors)
+        try:
+            payload = super().deserialize_own_rank(serialized_named_tensors)
+        except Exception as error:  # unpickling raises what it likes
+            cause = f"{type(error).__name__}: {error}"
+            raise InvalidParameter("serialized_named_tensors", cause, "tensors serialised by SGLang's own means") from error
         if isinstance(payload, dict):  # load_format flattened_bucket
             described = [(meta.name, meta.shape) for meta in payload["metadata"]]
         else:

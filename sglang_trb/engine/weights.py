@@ -21,6 +21,8 @@ from sglang_trb.weight_files import check_checkpoint, check_tensors
 
 logger = logging.getLogger(__name__)
 
+_NO_SESSION = f"{UNTOUCHED}the update must run between begin_weight_update() and end_weight_update()"
+
 
 class TrbWeightUpdater(SchedulerWeightUpdaterManager):
     """Updates the student; the teacher is never among the runners that a route can write to."""
@@ -59,6 +61,8 @@ class TrbWeightUpdater(SchedulerWeightUpdaterManager):
     def update_weights_from_tensor(self, recv_req: io_struct.UpdateWeightsFromTensorReqInput):
         if not self._pairs:
             return super().update_weights_from_tensor(recv_req)
+        if self._session is None:
+            return io_struct.UpdateWeightsFromTensorReqOutput(success=False, message=_NO_SESSION)
         try:
             return super().update_weights_from_tensor(recv_req)
         except Exception as error:  # whatever a malformed payload raises must not end the server
@@ -68,7 +72,9 @@ class TrbWeightUpdater(SchedulerWeightUpdaterManager):
             return io_struct.UpdateWeightsFromTensorReqOutput(success=False, message=message)
 
     def update_weights_from_distributed(self, recv_req: io_struct.UpdateWeightsFromDistributedReqInput):
-        if self._pairs and self._session is not None:
+        if self._pairs:
+            if self._session is None:
+                return io_struct.UpdateWeightsFromDistributedReqOutput(success=False, message=_NO_SESSION)
             described = zip(recv_req.names, recv_req.shapes, strict=True)
             if problem := check_tensors(described, self.tp_worker.pair.student):
                 self._discard_broadcast(recv_req)

@@ -90,7 +90,7 @@ def serve(
     Raises:
         ServerDied: it ended, or did not answer within START_SECONDS.
     """
-    port = _free_port()
+    port = free_port()
     arguments = dict(CPU_OPTIONS) | {"model-path": str(student), "port": str(port)}
     if teacher is not None:
         arguments["speculative-draft-model-path"] = str(teacher)
@@ -135,7 +135,7 @@ def _wait_until_healthy(server: Server) -> None:
     raise ServerDied(f"no answer within {START_SECONDS} s\n" + server.log_tail(60))
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

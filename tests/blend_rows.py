@@ -1,0 +1,135 @@
+"""Rows for the tests of the blend, and what `reference` says of a whole sampler step.
+
+Legend: _B rows, _V vocabulary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import torch
+
+from sglang_trb.blend import RowControls, StopAlignment, reference
+from sglang_trb.blend.types import RULE_CODES, TOP_K_OFF
+from sglang_trb.params import Rule
+
+INF = float("inf")
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+ONE_STOP = StopAlignment((0,), (0,), 0)
+"""The alignment that changes nothing."""
+
+FLOAT32_ULP = 2.0**-23
+
+FALSE_FAILURE = 1e-6
+"""Probability that a correct implementation fails one test of sampled frequencies (the seeds are fixed)."""
+
+
+def llm_like(rows: int, vocab: int, seed: int = 0, noise: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Zipf-like student logits float32 [rows, vocab] and the teacher's: the same plus independent noise."""
+    generator = torch.Generator().manual_seed(seed)
+    ranks = torch.stack([torch.randperm(vocab, generator=generator) for _ in range(rows)])
+    student = -1.5 * (ranks + 1.0).log() + 0.5 * torch.randn(rows, vocab, generator=generator)
+    return student, student + noise * torch.randn(rows, vocab, generator=generator)
+
+
+def forbid_some(logits: torch.Tensor, seed: int, share: float = 0.3) -> torch.Tensor:
+    """-inf at a share of each row's tokens, never at all of them."""
+    forbidden = torch.rand(logits.shape, generator=torch.Generator().manual_seed(seed)) < share
+    forbidden[:, seed % logits.shape[1]] = False
+    return logits.masked_fill(forbidden, -INF)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One row's controls, with the defaults of a request that asks for nothing."""
+
+    rule: Rule = Rule.TRUST_REGION
+    epsilon: float = 0.0
+    skd_top_k: int = 15
+    skd_temperature: float = 0.6
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = TOP_K_OFF
+    min_p: float = 0.0
+    greedy: bool = False
+    seed: int = 0
+    position: int = 0
+
+
+def controls(rows: list[Row], **flags: Any) -> RowControls:
+    """The rows as tensors."""
+
+    def column(name: str, dtype: torch.dtype) -> torch.Tensor:
+        return torch.tensor([getattr(row, name) for row in rows], dtype=dtype)
+
+    return RowControls(
+        rule_B=torch.tensor([RULE_CODES[row.rule] for row in rows], dtype=torch.int8),
+        epsilon_B=column("epsilon", torch.float32),
+        skd_top_k_B=column("skd_top_k", torch.int32),
+        skd_temperature_B=column("skd_temperature", torch.float32),
+        temperature_B=column("temperature", torch.float32),
+        top_p_B=column("top_p", torch.float32),
+        top_k_B=column("top_k", torch.int32),
+        min_p_B=column("min_p", torch.float32),
+        greedy_B=column("greedy", torch.bool),
+        seed_B=column("seed", torch.int64),
+        position_B=column("position", torch.int64),
+        **flags,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Expected:
+    """What the definition says of one row; log-probabilities float64 [V], KL in nats."""
+
+    student: np.ndarray  # aligned, temperature 1, before masks and filters
+    teacher: np.ndarray
+    p: np.ndarray  # the student's law that is blended
+    q: np.ndarray
+    law: np.ndarray
+    beta: float
+    kl: float
+
+
+def expected(
+    student_V: torch.Tensor,
+    teacher_V: torch.Tensor,
+    row: Row,
+    alignment: StopAlignment = ONE_STOP,
+    adjusted_V: torch.Tensor | None = None,
+    mask_V: torch.Tensor | None = None,
+) -> Expected:
+    """METHODS section 1, "Order of operations in a row", by `reference`."""
+    mask = np.zeros(len(student_V), bool) if mask_V is None else mask_V.numpy()
+
+    def aligned(logits: np.ndarray, own_ids: tuple[int, ...]) -> np.ndarray:
+        return reference.align(reference.log_softmax(logits), own_ids, alignment)
+
+    def tempered(logits_V: torch.Tensor) -> np.ndarray:
+        return np.where(mask, -np.inf, logits_V.double().numpy()) / np.float32(row.temperature).astype(float)
+
+    student = aligned(student_V.double().numpy(), alignment.student_ids)
+    teacher = aligned(teacher_V.double().numpy(), alignment.teacher_ids)
+    p = aligned(tempered(student_V if adjusted_V is None else adjusted_V), alignment.student_ids)
+    q = aligned(tempered(teacher_V), alignment.teacher_ids)
+
+    def filtered(log_p: np.ndarray) -> np.ndarray:
+        if row.greedy:
+            return log_p
+        return reference.filtered(log_p, row.top_k, float(np.float32(row.top_p)), float(np.float32(row.min_p)))
+
+    if row.rule is Rule.TEACHER:
+        law, beta = filtered(q), 1.0
+        return Expected(student, teacher, p, q, law, beta, _kl(law, p))
+    p = filtered(p)
+    if row.rule is Rule.SKD:
+        law = reference.skd(p, q, row.skd_top_k, float(np.float32(row.skd_temperature)))
+        return Expected(student, teacher, p, q, law, np.nan, _kl(law, p))
+    epsilon = float(np.float32(row.epsilon)) if row.rule is Rule.TRUST_REGION else 0.0
+    return Expected(student, teacher, p, q, *reference.blend(p, q, epsilon))
+
+
+def _kl(law: np.ndarray, p: np.ndarray) -> float:
+    return max(reference.kl(law, p), 0.0)
