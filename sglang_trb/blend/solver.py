@@ -21,8 +21,8 @@ import torch
 from sglang_trb.blend.distribution import NEVER, Distribution
 
 TRIPS = 20
-"""Passes of the search. Needed for 1e-4 of the budget over LLM-like pairs: 2.6 on average, 5 at worst; over hostile ones
-(2 to 300 tokens, logits spread over 200 nats, budgets from 1e-6 to 1000): 6.8 on average, 19 at worst of 4,396."""
+"""Passes of the search. Needed for 1e-4 of the budget over LLM-like pairs: 2.6 on average, 5 at worst; over hostile
+ones (2 to 300 tokens, logits spread over 200 nats, budgets from 1e-6 to 1000): 6.8 on average, 19 at worst of 4,396."""
 
 MARGIN = 5e-5
 """A feasible beta with f >= epsilon (1 - MARGIN) is final; the search aims at epsilon (1 - MARGIN / 2)."""

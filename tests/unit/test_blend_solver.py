@@ -53,9 +53,7 @@ def check_rows(student_BV, teacher_BV, epsilon_B):
     _, _, blend = solved(student_BV, teacher_BV, epsilon_B)
     log_mu_BV = blend.mu.log_probs().numpy()
     for i, epsilon in enumerate(epsilon_B):
-        check_row(
-            student_BV[i], teacher_BV[i], epsilon, log_mu_BV[i], blend.beta_B[i].item(), blend.kl_B[i].item()
-        )
+        check_row(student_BV[i], teacher_BV[i], epsilon, log_mu_BV[i], blend.beta_B[i].item(), blend.kl_B[i].item())
 
 
 # --- against the reference
