@@ -135,6 +135,7 @@ def token_pieces(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
         tokenizer: anything with ``decode(ids, skip_special_tokens=…)`` (transformers or tokenizers).
         ids: the generated token ids.
     """
+
     def decode(start: int, end: int) -> str:
         return tokenizer.decode(list(ids[start:end]), skip_special_tokens=False)
 

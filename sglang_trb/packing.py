@@ -15,7 +15,7 @@ import numpy as np
 
 from sglang_trb.errors import InvalidParameter
 
-DTYPES = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2"), "int32": np.dtype("<i4")}
+DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2"), "int32": np.dtype("<i4")}
 MAX_DIMENSIONS = 4
 MAX_BYTES = 1 << 28
 """256 MiB: a million tokens with 64 numbers each. Longer than any response; an end to absurd shapes."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import Any
 
@@ -112,10 +112,14 @@ class BlendParams:
 def _require_only_for(owner: Rule, rule: Rule, keys: tuple[str, ...], given: Mapping[str, Any]) -> None:
     for key in keys:
         if key in given and rule is not owner:
-            raise InvalidParameter(key, given[key], f"only with trb_rule {owner.value!r} (this request: {rule.value!r})")
+            allowed = f"only with trb_rule {owner.value!r} (this request: {rule.value!r})"
+            raise InvalidParameter(key, given[key], allowed)
 
 
-def _choice(enum: type[StrEnum]):
+_Parser = Callable[[str, Any], Any]
+
+
+def _choice(enum: type[StrEnum]) -> _Parser:
     allowed = "one of " + ", ".join(member.value for member in enum)
 
     def parse(key: str, value: Any) -> StrEnum:
@@ -126,7 +130,7 @@ def _choice(enum: type[StrEnum]):
     return parse
 
 
-def _number(allowed: str, accepts):
+def _number(allowed: str, accepts: Callable[[float], bool]) -> _Parser:
     def parse(key: str, value: Any) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise InvalidParameter(key, value, allowed)
@@ -147,7 +151,7 @@ def _top_k(key: str, value: Any) -> int:
     return value
 
 
-_PARSERS = {
+_PARSERS: dict[str, _Parser] = {
     "trb_rule": _choice(Rule),
     "trb_epsilon": _number("a finite number >= 0 (nats)", lambda number: number >= 0),
     "trb_skd_top_k": _top_k,

@@ -69,7 +69,7 @@ def stop_alignment(
 def _as_list(value: int | Sequence[int] | None) -> list[int]:
     if value is None:
         return []
-    return list(value) if isinstance(value, list | tuple) else [value]
+    return [value] if isinstance(value, int) else list(value)
 
 
 def _checked(field: str, ids: Sequence[int]) -> tuple[int, ...]:

@@ -79,7 +79,7 @@ class _Tokenizer:
     ordinary: dict[int, bytes]
     added: dict[int, bytes]
     model: str
-    merges: list[tuple[str, str]]
+    merges: list[tuple[str, ...]]
     scores: list[float]
     pre_tokenizer: Any
     normalizer: Any
@@ -158,8 +158,8 @@ def _canonical_parts(spec: dict[str, Any]) -> dict[str, Any]:
     from tokenizers import Tokenizer
 
     empty = {"type": "BPE", "vocab": {}, "merges": []}
-    small = {"version": "1.0", "added_tokens": [], "model": empty, "post_processor": None, "decoder": None}
-    small |= {"truncation": None, "padding": None}
+    small: dict[str, Any] = {"version": "1.0", "added_tokens": [], "model": empty, "post_processor": None}
+    small |= {"decoder": None, "truncation": None, "padding": None}
     small |= {part: spec.get(part) for part in ("pre_tokenizer", "normalizer")}
     filled = json.loads(Tokenizer.from_str(json.dumps(small)).to_str())
     return {part: _simplified(filled[part]) for part in ("pre_tokenizer", "normalizer")}

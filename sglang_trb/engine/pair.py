@@ -1,4 +1,4 @@
-"""Student and teacher in one worker: the teacher runs in lockstep on every batch, in the same slots of its own KV cache.
+"""Student and teacher in one worker: the teacher runs in lockstep on every batch, in the same slots of its own KV.
 
 The scheduler sees one ordinary worker. It drafts nothing, so everything that works for plain decoding keeps working:
 overlap scheduling, the radix cache, chunked and mixed prefill, retraction, paging, tensor parallelism. Weight updates
@@ -224,7 +224,9 @@ class PairedWorker(_RunnerWorker):
             payload = super().deserialize_own_rank(serialized_named_tensors)
         except Exception as error:  # unpickling raises what it likes
             cause = f"{type(error).__name__}: {error}"
-            raise InvalidParameter("serialized_named_tensors", cause, "tensors serialised by SGLang's own means") from error
+            raise InvalidParameter(
+                "serialized_named_tensors", cause, "tensors serialised by SGLang's own means"
+            ) from error
         if isinstance(payload, dict):  # load_format flattened_bucket
             described = [(meta.name, meta.shape) for meta in payload["metadata"]]
         else:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from sglang.srt.layers.sampler import Sampler
 
-from sglang_trb.blend import StepOutput, blend_step
+from sglang_trb.blend import StepOutput, StopAlignment, blend_step
 from sglang_trb.engine import metrics, plugin
 from sglang_trb.engine.batch import TrbSamplingBatchInfo, trace_of
 from sglang_trb.trace import ROW_FIELDS
@@ -52,7 +52,7 @@ class TrbSampler(Sampler):
     ) -> torch.Tensor:
         assert self.pair is not None, "only the student's sampler draws"
         student_logits_BV = logits_output.next_token_logits
-        adjusted_BV, mask_BV = self._adjusted(student_logits_BV, sampling_info)
+        adjusted_BV, mask_BV = _adjusted(student_logits_BV, sampling_info, self.pair.alignment)
         step = blend_step(
             student_logits_BV,
             sampling_info.take_teacher_logits(),
@@ -71,24 +71,23 @@ class TrbSampler(Sampler):
         logits_output.auxiliary_device_output = DeviceStatistics.from_step(step)
         return step.token_ids_B
 
-    def _adjusted(
-        self, student_logits_BV: torch.Tensor, info: TrbSamplingBatchInfo
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """SGLang's own transformations of the student's logits, and what they forbid (True = forbidden)."""
-        if not info.changes_logits():
-            return None, None
-        adjusted_BV = student_logits_BV.float().clone()
-        # Without overlap scheduling the penalties come unaccumulated, and SGLang applies them in no fixed order.
-        accumulated = info if info.penalizer_orchestrator is None else info.copy_for_forward()
-        accumulated.apply_logits_bias(adjusted_BV)
-        info.grammar_mask = None  # as ModelRunner does: it must not outlive the step
-        mask_BV = adjusted_BV.isneginf()
-        # All stop ids are one event: where the student may not stop, the teacher's own ids may not either.
-        alignment = self.pair.alignment
-        stops = sorted({*alignment.student_ids, *alignment.teacher_ids})
-        canonical = alignment.canonical_id
-        mask_BV[:, stops] |= mask_BV[:, canonical : canonical + 1]
-        return adjusted_BV, mask_BV
+
+def _adjusted(
+    student_logits_BV: torch.Tensor, info: TrbSamplingBatchInfo, alignment: StopAlignment
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """SGLang's own transformations of the student's logits, and what they forbid (True = forbidden)."""
+    if not info.changes_logits():
+        return None, None
+    adjusted_BV = student_logits_BV.float().clone()
+    # Without overlap scheduling the penalties come unaccumulated, and SGLang applies them in no fixed order.
+    accumulated = info if info.penalizer_orchestrator is None else info.copy_for_forward()
+    accumulated.apply_logits_bias(adjusted_BV)
+    info.grammar_mask = None  # as ModelRunner does: it must not outlive the step
+    mask_BV = adjusted_BV.isneginf()
+    # All stop ids are one event: where the student may not stop, the teacher's own ids may not either.
+    stops = sorted({*alignment.student_ids, *alignment.teacher_ids})
+    mask_BV[:, stops] |= mask_BV[:, alignment.canonical_id : alignment.canonical_id + 1]
+    return adjusted_BV, mask_BV
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 from fastapi import HTTPException
 from sglang.srt.managers import io_struct
 from sglang.srt.managers.tokenizer_manager import ReqState, TokenizerManager
-from sglang.srt.runtime_context import get_exec, get_serving
+from sglang.srt.runtime_context import get_exec
 
 from sglang_trb.engine import metrics, plugin
 from sglang_trb.engine.pair import Pair

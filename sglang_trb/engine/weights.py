@@ -104,4 +104,3 @@ class TrbWeightUpdater(SchedulerWeightUpdaterManager):
         if self._reads_teacher and selector in ("draft", "all"):
             runners.append(("draft", self.tp_worker.teacher.model_runner))
         return runners
-

@@ -51,9 +51,7 @@ class Oracle:
         student, teacher = (
             model(ids).logits[0, len(prompt) - 1 :, : self.vocab_size].double().numpy() for model in self.models
         )
-        return [
-            self._position(student[t], teacher[t], output[:t], sampling) for t in range(len(output))
-        ]
+        return [self._position(student[t], teacher[t], output[:t], sampling) for t in range(len(output))]
 
     @torch.inference_mode()
     def raw_student(self, ids: list[int]) -> np.ndarray:

@@ -158,7 +158,8 @@ def test_metrics_count_tokens_and_rejections(server: Server) -> None:
 
     before = metric("sglang:trb_tokens_total"), metric("sglang:trb_rejected_requests_total")
     server.generate("one two", {"trb_epsilon": 0.1}, max_new_tokens=7)
-    assert server.post("/generate", {"text": "x", "sampling_params": {"custom_params": {"trb_x": 1}}}).status_code == 400
+    unknown = {"text": "x", "sampling_params": {"custom_params": {"trb_x": 1}}}
+    assert server.post("/generate", unknown).status_code == 400
     after = metric("sglang:trb_tokens_total"), metric("sglang:trb_rejected_requests_total")
     assert (after[0] - before[0], after[1] - before[1]) == (7, 1)
     assert 0 < metric("sglang:trb_mean_beta") <= 1

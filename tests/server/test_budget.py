@@ -19,14 +19,11 @@ EPSILONS = [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0]
 
 def test_budget_holds_on_the_rows_the_sampler_saw(tmp_path: Path) -> None:
     pair = build_pair("plain")
-    with serve(pair.student, pair.teacher, {"PYTHONPATH": str(PROBE), "TRB_PROBE_DIR": str(tmp_path)}) as server:
-        with ThreadPoolExecutor(len(EPSILONS)) as pool:
-            answers = list(
-                pool.map(
-                    lambda asked: server.generate(asked[0], {"trb_epsilon": asked[1]}, max_new_tokens=16),
-                    zip(prompts(len(EPSILONS), 16, seed=51), EPSILONS, strict=True),
-                )
-            )
+    environment = {"PYTHONPATH": str(PROBE), "TRB_PROBE_DIR": str(tmp_path)}
+    asked = zip(prompts(len(EPSILONS), 16, seed=51), EPSILONS, strict=True)
+    with serve(pair.student, pair.teacher, environment) as server, ThreadPoolExecutor(len(EPSILONS)) as pool:
+        futures = [pool.submit(server.generate, ids, {"trb_epsilon": e}, max_new_tokens=16) for ids, e in asked]
+        answers = [future.result() for future in futures]
     rows = [row for file in tmp_path.glob("*.pt") for row in recorded_rows(torch.load(file, weights_only=True))]
     budgeted = [row for row in rows if row[2] > 0]
     assert len(budgeted) >= 16 * len(EPSILONS)

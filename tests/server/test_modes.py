@@ -1,4 +1,4 @@
-"""The answers of a real server against transformers, in every mode of SGLang's scheduler that could disturb the pair."""
+"""The answers of a real server against transformers, in every mode of SGLang's scheduler that could disturb a pair."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ class Mode:
     options: dict[str, Any]
     environment: dict[str, str] = dataclasses.field(default_factory=dict)
     length: int = 24
+    new_tokens: int = 12
     variant: str = "plain"
 
 
@@ -28,7 +29,7 @@ MODES = [
     Mode("synchronous", {"disable_overlap_schedule": True}),
     Mode("chunked", {"chunked_prefill_size": 32, "enable_mixed_chunk": True}, length=90),
     Mode("paged", {"page_size": 4}, length=30, variant="padded"),
-    Mode("retracting", {"max_total_tokens": 288, "schedule_conservativeness": 0.01}, length=20),
+    Mode("retracting", {"max_total_tokens": 320, "schedule_conservativeness": 0.01}, length=16, new_tokens=40),
     Mode("tensor_parallel", {"tp_size": 2}, {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"}),
 ]
 
@@ -51,7 +52,7 @@ def test_answers_agree_with_transformers(mode: Mode, oracles: dict[str, Oracle])
     pair = build_pair(mode.variant)
     with serve(pair.student, pair.teacher, mode.environment, **mode.options) as server:
         oracle = oracle_of(oracles, mode.variant, pair, server)
-        requests = mixed_requests(mode.length)
+        requests = mixed_requests(mode.length, mode.new_tokens)
         for _ in range(2):  # the second round finds its prompts in the radix cache
             answers = run_concurrently(server, requests)
             for request, answer in zip(requests, answers, strict=True):

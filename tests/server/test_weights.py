@@ -223,9 +223,7 @@ class Group:
         }  # fmt: skip
         answers: list[int] = []
         joining = threading.Thread(
-            target=lambda: answers.append(
-                self.server.post("/init_weights_update_group", body, admin=True).status_code
-            )
+            target=lambda: answers.append(self.server.post("/init_weights_update_group", body, admin=True).status_code)
         )
         joining.start()
         self.group = init_custom_process_group(
