@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import shutil
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +19,7 @@ from tests.pairs import TOKENIZER_SIZE, Pair, build_pair
 from tests.server.checks import check_against_oracle, mixed_requests, prompts, run_concurrently
 from tests.server.harness import ADMIN_KEY, Server, serve
 from tests.server.oracle import Oracle
+from tests.server.trainer_side import Group
 
 
 @pytest.fixture(scope="module")
@@ -203,52 +203,3 @@ def test_distributed_update_over_gloo(server: Server, pair: Pair, trained: Path)
         assert session(server, "end").status_code == 200
     assert agrees_with(server, trained, pair.teacher)["weight_version"] == "step-5"
     assert checksums(server, "draft") == teacher
-
-
-class Group:
-    """A trainer's side of the distributed route: rank 0 of a gloo group that the server joins."""
-
-    def __init__(self, server: Server) -> None:
-        self.server, self.name = server, "trainer"
-
-    def __enter__(self) -> Group:
-        from sglang.srt.utils import init_custom_process_group
-
-        from tests.server.harness import free_port
-
-        port = free_port()
-        body = {
-            "master_address": "127.0.0.1", "master_port": port, "rank_offset": 1, "world_size": 2,
-            "group_name": self.name, "backend": "gloo",
-        }  # fmt: skip
-        answers: list[int] = []
-        joining = threading.Thread(
-            target=lambda: answers.append(self.server.post("/init_weights_update_group", body, admin=True).status_code)
-        )
-        joining.start()
-        self.group = init_custom_process_group(
-            backend="gloo", init_method=f"tcp://127.0.0.1:{port}", world_size=2, rank=0, group_name=self.name
-        )
-        joining.join()
-        assert answers == [200]
-        return self
-
-    def push(self, weights: dict[str, torch.Tensor], version: str):
-        body = {
-            "names": list(weights),
-            "dtypes": [str(w.dtype).removeprefix("torch.") for w in weights.values()],
-            "shapes": [list(w.shape) for w in weights.values()],
-            "group_name": self.name,
-            "weight_version": version,
-            "flush_cache": False,
-        }
-        with ThreadPoolExecutor(1) as pool:
-            answer = pool.submit(self.server.post, "/update_weights_from_distributed", body, True)
-            for weight in weights.values():
-                torch.distributed.broadcast(weight.contiguous(), src=0, group=self.group)
-            return answer.result()
-
-    def __exit__(self, *_: object) -> None:
-        body = {"group_name": self.name}
-        assert self.server.post("/destroy_weights_update_group", body, admin=True).status_code == 200
-        torch.distributed.destroy_process_group(self.group)
