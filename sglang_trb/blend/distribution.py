@@ -14,6 +14,15 @@ NEVER = -1e30
 
 _FORBIDDEN_BELOW = NEVER / 2
 
+_CPU_GROUP_ELEMENTS = 1 << 17
+"""Rows × vocabulary of a group on a CPU: 1 MB per float64 matrix."""
+
+
+def row_groups(rows: int, vocab: int, device: torch.device) -> list[slice]:
+    """Rows to work on together: on a CPU as many as stay in the cache, elsewhere all."""
+    size = max(1, _CPU_GROUP_ELEMENTS // vocab) if device.type == "cpu" else rows
+    return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
+
 
 @dataclasses.dataclass(frozen=True)
 class Distribution:
@@ -79,9 +88,17 @@ def softmax(logits_BV: torch.Tensor) -> tuple[Distribution, torch.Tensor]:
     logits_BV = logits_BV.clamp(min=NEVER)
     peak_B1 = logits_BV.amax(1, keepdim=True)
     empty_B1 = peak_B1 <= _FORBIDDEN_BELOW
-    weights_BV = (logits_BV - peak_B1).exp_().masked_fill_(empty_B1, 0.0)
+    weights_BV = exp_(logits_BV - peak_B1).masked_fill_(empty_B1, 0.0)
     total_B1 = weights_BV.sum(1, keepdim=True).masked_fill(empty_B1, 1.0)
     log_sum_B1 = peak_B1 + total_B1.log()
     log_probs_BV = logits_BV - log_sum_B1.masked_fill(empty_B1, 0.0)
     distribution = Distribution(log_probs_BV, weights_BV.div_(total_B1), torch.zeros_like(total_B1[:, 0]))
     return distribution, log_sum_B1.squeeze(1)
+
+
+def exp_(exponents_BV: torch.Tensor) -> torch.Tensor:
+    """The exponential in place, and exactly 0 below 1e-300.
+
+    Subnormal and vanishing results take a CPU 5 to 25 times as long, and most of a filtered row vanishes.
+    """
+    return torch.threshold_(exponents_BV.clamp_(min=-700.0).exp_(), 1e-300, 0.0)

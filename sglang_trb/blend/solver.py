@@ -18,7 +18,7 @@ import dataclasses
 
 import torch
 
-from sglang_trb.blend.distribution import NEVER, Distribution
+from sglang_trb.blend.distribution import NEVER, Distribution, exp_
 
 TRIPS = 20
 """Passes of the search. Needed for 1e-4 of the budget over LLM-like pairs: 2.6 on average, 5 at worst; over hostile
@@ -161,11 +161,11 @@ class _Family:
         """log p + beta r, its exponential shifted by the row's largest, and that shift."""
         log_weights_BV = torch.addcmul(self.base_BV, self.ratio_BV, beta_B[:, None])
         shift_B = log_weights_BV.amax(1)
-        return log_weights_BV, (log_weights_BV - shift_B[:, None]).exp_(), shift_B
+        return log_weights_BV, exp_(log_weights_BV - shift_B[:, None]), shift_B
 
     def _point(self, beta_B: torch.Tensor, weights_BV: torch.Tensor, shift_B: torch.Tensor) -> _Point:
         weighted_BV = weights_BV * self.ratio_BV
-        total_B = weights_BV.sum(1).clamp(min=_TINY)
+        total_B = weights_BV.sum(1).clamp(min=_UNDERFLOW)  # a clamped one makes f larger: infeasible
         log_normaliser_B = total_B.log() + shift_B - self.log_mass_B  # A(beta), Eq. 11
         mean_B = weighted_BV.sum(1) / total_B  # A'(beta)
         variance_B = torch.linalg.vecdot(weighted_BV, self.ratio_BV) / total_B - mean_B.square()  # A''(beta), Eq. 14

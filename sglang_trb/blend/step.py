@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from sglang_trb.blend.align import aligned
-from sglang_trb.blend.distribution import Distribution
+from sglang_trb.blend.distribution import Distribution, row_groups
 from sglang_trb.blend.draw import MAIN, TEACHER_REPLACEMENT, draw, uniform
 from sglang_trb.blend.filters import filtered, in_top_k
 from sglang_trb.blend.solver import solve
@@ -38,9 +38,6 @@ from sglang_trb.blend.types import (
     Support,
 )
 from sglang_trb.params import Rule
-
-_CPU_GROUP_ELEMENTS = 1 << 16
-"""Rows × vocabulary of a group on a CPU: half a MB per float64 matrix."""
 
 _ROUNDING = 1e-12
 """A probability below this is the rounding of a float64 sum that should be 0."""
@@ -73,26 +70,22 @@ def blend_step(
         synchronisation and no data-dependent shape.
     """
     size = valid_vocab_size or min(student_logits_BV.shape[1], teacher_logits_BV.shape[1])
-    rows = student_logits_BV.shape[0]
-    group = rows
-    if student_logits_BV.device.type == "cpu":
-        group = max(1, _CPU_GROUP_ELEMENTS // size)
-    outputs = []
-    for start in range(0, rows, group):
-        part = slice(start, min(start + group, rows))
-        outputs.append(
-            _group_step(
-                student_logits_BV[part, :size].to(torch.float64, copy=True),
-                teacher_logits_BV[part, :size].to(torch.float64, copy=True),
-                controls.rows(part.start, part.stop),
-                alignment,
-                None
-                if adjusted_student_logits_BV is None
-                else adjusted_student_logits_BV[part, :size].to(torch.float64, copy=True),
-                None if mask_BV is None else mask_BV[part, :size],
-                student_logits_BV.shape[1] if need_log_mu else None,
-            )
+
+    def part(matrix_BV: torch.Tensor, rows: slice) -> torch.Tensor:
+        return matrix_BV[rows, :size].to(torch.float64, copy=True)
+
+    outputs = [
+        _group_step(
+            part(student_logits_BV, rows),
+            part(teacher_logits_BV, rows),
+            controls.rows(rows.start, rows.stop),
+            alignment,
+            None if adjusted_student_logits_BV is None else part(adjusted_student_logits_BV, rows),
+            None if mask_BV is None else mask_BV[rows, :size],
+            student_logits_BV.shape[1] if need_log_mu else None,
         )
+        for rows in row_groups(student_logits_BV.shape[0], size, student_logits_BV.device)
+    ]
     return outputs[0] if len(outputs) == 1 else _joined(outputs)
 
 

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,8 @@ from sglang_trb.params import BlendParams, Rule
 DESCRIPTION = """Draw rollouts in this process: each prompt under each law, seeds fixed, then what was drawn, token by
 token, shaded by beta."""
 
-EPILOG = """Example: trb generate --config server_configs/cpu-smollm2.yaml --prompt "What is 8 + 5?" --epsilon 0 0.01 0.1
---rule teacher --html out/rollouts.html"""
+EPILOG = """Example: trb generate --config server_configs/cpu-smollm2.yaml --prompt "What is 8 + 5?"
+--epsilon 0 0.01 0.1 --rule teacher --html out/rollouts.html"""
 
 PROMPT_KEYS = ("prompt", "question", "problem")
 
@@ -34,10 +35,12 @@ def run(argv: list[str]) -> int:
             raise InvalidParameter("--prompt", None, "at least one, here or in --prompts FILE")
         command = _command(arguments)
         _require_folders(arguments.html, arguments.jsonl)
-        launching.parse(command)
+        with warnings.catch_warnings(action="ignore"):
+            launching.parse(command)
     except InvalidParameter as error:
         print(f"trb generate: {error}", file=sys.stderr)
         return 2
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")  # SGLang's processes import kernels for devices that are not here
     completions = _draw(command, prompts, laws, arguments)
     _show(completions)
     _write(completions, arguments)
@@ -86,7 +89,8 @@ def chosen_laws(arguments: argparse.Namespace) -> dict[str, BlendParams]:
     skd = {"trb_skd_top_k": arguments.skd_top_k, "trb_skd_temperature": arguments.skd_temperature}
     skd = {key: value for key, value in skd.items() if value is not None}
     if skd and "skd" not in arguments.rule:
-        raise InvalidParameter("--" + next(iter(skd))[4:].replace("_", "-"), *skd.values(), "only with --rule skd")
+        key, value = next(iter(skd.items()))
+        raise InvalidParameter("--" + key.removeprefix("trb_").replace("_", "-"), value, "only with --rule skd")
     for rule in arguments.rule:
         wires[rule] = {"trb_rule": rule} | (skd if rule == "skd" else {})
     return {label: BlendParams.from_wire(wire | {"trb_return": "tokens"}) for label, wire in wires.items()}
@@ -145,12 +149,10 @@ def _require_folders(*outputs: Path | None) -> None:
 def _draw(
     command: list[str], prompts: list[str], laws: dict[str, BlendParams], arguments: argparse.Namespace
 ) -> list[TracedCompletion]:
-    os.environ.setdefault("TQDM_DISABLE", "1")
     print("loading both models …", file=sys.stderr, flush=True)
     from sglang import Engine
-    from sglang.srt.server_args import prepare_server_args
 
-    with Engine(server_args=prepare_server_args(command)) as engine:
+    with Engine(server_args=launching.server_args(command)) as engine:
         tokenizer = engine.tokenizer_manager.tokenizer
         chat = arguments.chat if arguments.chat is not None else bool(tokenizer.chat_template)
         jobs = list(_jobs(prompts, laws, arguments))
@@ -174,7 +176,7 @@ def _draw(
 def _jobs(
     prompts: list[str], laws: dict[str, BlendParams], arguments: argparse.Namespace
 ) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """One rollout each: prompt, label, sampling parameters. Laws share the seed, so that they differ in the law only."""
+    """One rollout each: prompt, label, sampling parameters. Laws share seeds, so that they differ in the law only."""
     for prompt in prompts:
         for label, params in laws.items():
             for sample in range(arguments.n):
@@ -209,7 +211,7 @@ def _show(completions: list[TracedCompletion]) -> None:
     for prompt, group in prompts.items():
         console.print(prompt_table(prompt, group))
     if len(completions) > len(by_label(completions)):
-        console.print(totals_table(completions))
+        console.print(totals_table("All prompts", completions))
 
 
 def _write(completions: list[TracedCompletion], arguments: argparse.Namespace) -> None:

@@ -6,15 +6,22 @@ Checked with sglang 0.5.21.
 from __future__ import annotations
 
 import argparse
-import shutil
+import os
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from sglang_trb.errors import InvalidParameter
+from sglang_trb.errors import InvalidParameter, TrbError
 from sglang_trb.server_config import read_server_config
 
+if TYPE_CHECKING:
+    from sglang.srt.server_args import ServerArgs
+
 CPU_OPTIONS = "--device cpu --dtype float32 --attention-backend torch_native --grammar-backend none --sleep-on-idle"
-MEMORY_OPTIONS = "--context-length 4096 --max-total-tokens 16384 --max-running-requests 16"
+CPU_MEMORY = "--context-length 2048 --max-total-tokens 8192 --max-running-requests 32"
+
+
+class ServerFailed(TrbError, RuntimeError):
+    """A process of SGLang ended; its log says why."""
 
 
 def config_command(path: str, overrides: list[str]) -> list[str]:
@@ -25,9 +32,11 @@ def config_command(path: str, overrides: list[str]) -> list[str]:
 
 def pair_command(student: str, teacher: str) -> list[str]:
     """SGLang's command line for a pair without a configuration file, on this machine's GPU or else its CPU."""
+    import torch
+
     models = ["--model-path", student, "--speculative-draft-model-path", teacher]
     blending = ["--sampling-backend", "trb", "--sampling-defaults", "openai"]
-    device = [] if shutil.which("nvidia-smi") else f"{CPU_OPTIONS} {MEMORY_OPTIONS}".split()
+    device = [] if torch.cuda.is_available() else f"{CPU_OPTIONS} {CPU_MEMORY}".split()
     return [*models, *blending, *device]
 
 
@@ -57,6 +66,23 @@ def parse(command: list[str]) -> tuple[argparse.Namespace, list[str]]:
     return options, effective
 
 
+def server_args(command: list[str]) -> ServerArgs:
+    """What SGLang is launched with, after `parse` has found nothing wrong."""
+    from sglang.srt.server_args import prepare_server_args
+
+    args = prepare_server_args(command)
+    # SGLang's own handler kills this process when a child fails, which reads as exit status 137.
+    args.custom_sigquit_handler = _child_failed
+    if args.device == "cpu":
+        # OpenMP's threads spin while they wait; beside any other busy process that costs 10 to 50 times the speed.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    return args
+
+
+def _child_failed(*_: Any) -> NoReturn:
+    raise ServerFailed("a process of SGLang failed; the log above says why")
+
+
 class _Parser(argparse.ArgumentParser):
     """Says what is wrong without listing some hundred options first."""
 
@@ -65,7 +91,8 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _check_model(flag: str, path: str | None) -> None:
-    looks_local = path is not None and path.startswith((".", "/", "~"))
-    if looks_local and not (Path(path).expanduser() / "config.json").is_file():
+    if path is None or not path.startswith((".", "/", "~")):  # not given, or an id on the hub
+        return
+    if not (Path(path).expanduser() / "config.json").is_file():
         hint = "; make it with examples/smollm2/make_pair.py" if "smollm2" in path else ""
         raise InvalidParameter(flag, path, f"a checkpoint folder (with a config.json), or a Hugging Face id{hint}")

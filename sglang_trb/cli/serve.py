@@ -14,7 +14,7 @@ import sys
 from typing import Any, NoReturn
 
 from sglang_trb.cli import launching
-from sglang_trb.errors import InvalidParameter, TrbError
+from sglang_trb.errors import InvalidParameter
 
 DESCRIPTION = """Serve a student and its teacher over HTTP: SGLang, with each request's tokens drawn from the blend
 that its trb_* parameters ask for. Options that follow --config override the file and may be any of SGLang's
@@ -23,10 +23,6 @@ that its trb_* parameters ask for. Options that follow --config override the fil
 EPILOG = """Once it is ready: GET /health, /trb/info (what is served), /metrics (with --enable-metrics); POST /generate,
 /v1/chat/completions. Ctrl-C or SIGTERM stops it with all its processes. Exit status: 0 stopped, 1 failed, 2 wrong
 usage."""
-
-
-class ServerFailed(TrbError, RuntimeError):
-    """A process of the server ended; its log says why."""
 
 
 def run(argv: list[str]) -> int:
@@ -72,16 +68,12 @@ the same  sglang serve {shlex.join(effective)}
 
 def _launch(command: list[str]) -> int:
     from sglang.launch_server import run_server
-    from sglang.srt.server_args import prepare_server_args
     from sglang.srt.utils import kill_process_tree
 
-    # Until SGLang installs its own handlers, SIGTERM must unwind like Ctrl-C, and a child that fails must not make
-    # SGLang kill this process too: that would read as exit status 137.
+    # Until SGLang installs its own handler, SIGTERM must unwind like Ctrl-C.
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        server_args = prepare_server_args(command)
-        server_args.custom_sigquit_handler = _child_failed
-        run_server(server_args)
+        run_server(launching.server_args(command))
     except KeyboardInterrupt:
         pass
     finally:
@@ -92,7 +84,3 @@ def _launch(command: list[str]) -> int:
 
 def _interrupt(*_: Any) -> NoReturn:
     raise KeyboardInterrupt
-
-
-def _child_failed(*_: Any) -> NoReturn:
-    raise ServerFailed("a process of the server failed; the log above says why")

@@ -41,13 +41,13 @@ def prompt_table(prompt: str, completions: Sequence[TracedCompletion]) -> Table:
     return table
 
 
-def totals_table(completions: Sequence[TracedCompletion]) -> Table:
-    """One row per law over all prompts; a column of right answers where some were judged."""
+def totals_table(title: str, completions: Sequence[TracedCompletion]) -> Table:
+    """One row per law; a column of right answers where some were judged."""
     rows = {label: totals(group) for label, group in by_label(completions).items()}
     judged = any(row.judged for row in rows.values())
-    table = Table(title="All prompts", title_justify="left")
+    table = Table(title=title, title_justify="left")
     table.add_column("law", no_wrap=True)
-    for head in ("rollouts", "tokens", "mean β", "β = 1", "ΣKL a rollout", "teacher log p", *("right",) * judged):
+    for head in ("n", "tokens", "mean β", "at β = 1", "ΣKL/rollout", "teacher log p", *("right",) * judged):
         table.add_column(head, justify="right")
     for label, row in rows.items():
         cells = [str(row.completions), str(row.tokens), number(row.mean_beta)]
