@@ -13,7 +13,7 @@ help: ## show this list
 setup: ## create or update .venv (CPU environment, exact versions of requirements/cpu.lock)
 	@scripts/setup_env.sh
 
-demo: setup ## the main job: serve a real small pair, blend, distil, report
+demo: setup ## the main job: serve a real small pair and show what the blend does to its answers
 	$(PY) examples/smollm2/demo.py
 
 test: setup ## unit tests, then tests against a real SGLang server on the CPU

@@ -9,6 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from sglang_trb.checkpoint import checkpoint_file
+
 _MAX_HEADER = 100_000_000
 _TIED = "lm_head.weight"
 """Checkpoints of models with tied embeddings may hold this copy or leave it out."""
@@ -25,8 +27,8 @@ def check_checkpoint(path: str, served: str) -> str | None:
 
     Args:
         path: the folder to load.
-        served: the folder that the server was started with; where it is not a local folder of safetensors files, only
-            the new files themselves are checked.
+        served: the folder or Hugging Face id that the server was started with; where its safetensors files are not on
+            this machine, only the new files themselves are checked.
     """
     try:
         new = read_layout(Path(path))
@@ -61,7 +63,9 @@ def check_tensors(described: Iterable[tuple[str, Sequence[int]]], served: str) -
 
 @cache
 def _served_layout(served: str) -> TensorLayout | None:
-    return read_layout(Path(served)) if any(Path(served).glob("*.safetensors")) else None
+    config = checkpoint_file(served, "config.json")
+    folder = config.parent if config else Path(served)
+    return read_layout(folder) if any(folder.glob("*.safetensors")) else None
 
 
 def read_layout(folder: Path) -> TensorLayout:

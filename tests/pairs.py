@@ -341,3 +341,10 @@ def _save_tokenizer(path: Path, tokenizer: Tokenizer, stop: str) -> None:
 
 def _write_json(path: Path, value: dict) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":  # python -m tests.pairs: the pair of server_configs/cpu-tiny.yaml
+    tiny = DEFAULT_ROOT.parent / "tiny"
+    tiny.unlink(missing_ok=True)
+    tiny.symlink_to(build_pair("plain").student.parent, target_is_directory=True)
+    print(f"{tiny}/student and {tiny}/teacher")

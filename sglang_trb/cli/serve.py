@@ -11,6 +11,7 @@ import shlex
 import signal
 import socket
 import sys
+from itertools import pairwise
 from typing import Any, NoReturn
 
 from sglang_trb.cli import launching
@@ -62,8 +63,14 @@ teacher   {options.speculative_draft_model_path}
 address   {address}
 look at   {look}
 metrics   {metrics}
-the same  sglang serve {shlex.join(effective)}
+the same  sglang serve {shlex.join(_without_secrets(effective))}
 """
+
+
+def _without_secrets(command: list[str]) -> list[str]:
+    """The command line with the values of keys hidden: what is printed ends up in logs."""
+    hidden = ["***" if flag.endswith(("-key", "-password")) else value for flag, value in pairwise(command)]
+    return [*command[:1], *hidden]
 
 
 def _launch(command: list[str]) -> int:
