@@ -106,9 +106,10 @@ def _tail(text: str) -> str:
 
 
 def _stop(process: subprocess.Popen) -> None:
-    """SIGTERM, and if that is not enough SIGKILL, to the server and every process it started."""
-    for number, seconds in ((signal.SIGTERM, STOP_SECONDS), (signal.SIGKILL, None)):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(seconds)
+    """SIGTERM to the server, which ends its own processes; SIGKILL to all of them if it does not."""
+    process.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(STOP_SECONDS)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()

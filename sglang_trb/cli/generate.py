@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sglang_trb.cli import launching
+from sglang_trb.cli import complain, launching
 from sglang_trb.completions import TracedCompletion, by_label, token_pieces
 from sglang_trb.errors import InvalidParameter
 from sglang_trb.params import BlendParams, Rule
@@ -38,7 +38,7 @@ def run(argv: list[str]) -> int:
         with warnings.catch_warnings(action="ignore"):
             launching.parse(command)
     except InvalidParameter as error:
-        print(f"trb generate: {error}", file=sys.stderr)
+        complain("generate", error)
         return 2
     os.environ.setdefault("PYTHONWARNINGS", "ignore")  # SGLang's processes import kernels for devices that are not here
     completions = _draw(command, prompts, laws, arguments)

@@ -10,6 +10,7 @@ import os
 import sys
 
 from sglang_trb import __version__
+from sglang_trb.cli import complain
 from sglang_trb.errors import TrbError
 
 COMMANDS = {
@@ -50,9 +51,9 @@ def _run(name: str, arguments: list[str]) -> int:
     try:
         return importlib.import_module(f"sglang_trb.cli.{name}").run(arguments)
     except TrbError as error:
-        print(f"trb {name}: {error}", file=sys.stderr)
+        complain(name, error)
     except KeyboardInterrupt:
-        print(f"trb {name}: interrupted", file=sys.stderr)
+        complain(name, "interrupted")
     except BrokenPipeError:  # the reader of a pipe has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 1

@@ -14,7 +14,7 @@ import sys
 from itertools import pairwise
 from typing import Any, NoReturn
 
-from sglang_trb.cli import launching
+from sglang_trb.cli import complain, launching
 from sglang_trb.errors import InvalidParameter
 
 DESCRIPTION = """Serve a student and its teacher over HTTP: SGLang, with each request's tokens drawn from the blend
@@ -36,7 +36,7 @@ def run(argv: list[str]) -> int:
         options, effective = launching.parse(command)
         _check_address(options.host, options.port)
     except InvalidParameter as error:
-        print(f"trb serve: {error}", file=sys.stderr)
+        complain("serve", error)
         return 2
     print(_banner(options, effective), flush=True)
     return _launch(command)

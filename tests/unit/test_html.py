@@ -90,8 +90,9 @@ def test_untrusted_text_stays_text(attack, pieces):
 
 @given(st.text(max_size=30), st.lists(st.text(max_size=6), max_size=30))
 def test_any_text_nests_and_encodes(prompt, pieces):
-    read(page([completion(prompt=prompt, pieces=pieces)])).tokens
-    page([completion(prompt=prompt, pieces=pieces)]).encode("utf-8")
+    document = page([completion(prompt=prompt, pieces=pieces)])
+    assert len(read(document).tokens) == len(pieces)
+    document.encode("utf-8")
 
 
 def test_nothing_is_loaded_and_only_our_script_may_run():
