@@ -31,6 +31,7 @@ CPU_OPTIONS = {
     "context-length": "512",
     "max-running-requests": "32",
     "enable-metrics": None,
+    "sleep-on-idle": None,  # an idle scheduler would keep a core busy
     "log-level": "info",
 }
 """What every test server runs with; None marks a flag without a value."""
