@@ -74,13 +74,20 @@ def server_args(command: list[str]) -> ServerArgs:
     # SGLang's own handler kills this process when a child fails, which reads as exit status 137.
     args.custom_sigquit_handler = _child_failed
     if args.device == "cpu":
-        # OpenMP's threads spin while they wait; beside any other busy process that costs 10 to 50 times the speed.
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-        # glibc hands the step's buffers back to the kernel and faults them in again; at some vocabularies that is
-        # more than half of the blend's time.
-        for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"):
-            os.environ.setdefault(name, str(1 << 30))
+        _tune_cpu()
     return args
+
+
+def _tune_cpu() -> None:
+    """Environment of SGLang's processes on a CPU, unless it is set; measured on 2 cores with a pair of 135 M."""
+    # Half the CPUs compute, the rest is for tokenizing, HTTP and clients: 16 requests 28 → 44 tokens/s.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // 2)))
+    # OpenMP's threads spin while they wait; beside any other busy process that costs 10 to 50 times the speed.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # glibc hands the step's buffers back to the kernel and faults them in again; at some vocabularies that is more
+    # than half of the blend's time.
+    for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"):
+        os.environ.setdefault(name, str(1 << 30))
 
 
 def _child_failed(*_: Any) -> NoReturn:

@@ -47,10 +47,10 @@ def totals_table(title: str, completions: Sequence[TracedCompletion]) -> Table:
     judged = any(row.judged for row in rows.values())
     table = Table(title=title, title_justify="left")
     table.add_column("law", no_wrap=True)
-    for head in ("n", "tokens", "mean β", "at β = 1", "ΣKL/rollout", "teacher log p", *("right",) * judged):
+    for head in ("n", "mean β", "β = 1", "ΣKL/rollout", "teacher log p", *("right",) * judged):
         table.add_column(head, justify="right")
     for label, row in rows.items():
-        cells = [str(row.completions), str(row.tokens), number(row.mean_beta)]
+        cells = [str(row.completions), number(row.mean_beta)]
         cells += ["–" if row.saturated is None else f"{row.saturated:.0%}"]
         cells += [number(row.sum_kl), number(row.mean_teacher_logprob)]
         cells += [f"{row.correct}/{row.judged}" if row.judged else "–"] * judged
