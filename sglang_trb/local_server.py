@@ -21,6 +21,8 @@ from sglang_trb.errors import TrbError
 
 START_SECONDS = 600
 STOP_SECONDS = 30
+HURRIED_STOP_SECONDS = 2
+"""After an error or Ctrl-C nobody waits for the requests that are still running."""
 LOG_TAIL = 15
 
 MILESTONES = {
@@ -66,8 +68,10 @@ def serving(
     try:
         _wait_until_healthy(process, f"http://127.0.0.1:{port}", log, report)
         yield f"http://127.0.0.1:{port}"
-    finally:
-        _stop(process)
+    except BaseException:
+        _stop(process, HURRIED_STOP_SECONDS)
+        raise
+    _stop(process, STOP_SECONDS)
 
 
 def free_port() -> int:
@@ -105,11 +109,11 @@ def _tail(text: str) -> str:
     return "\n".join(text.splitlines()[-LOG_TAIL:])
 
 
-def _stop(process: subprocess.Popen) -> None:
+def _stop(process: subprocess.Popen, patience: float) -> None:
     """SIGTERM to the server, which ends its own processes; SIGKILL to all of them if it does not."""
     process.terminate()
     with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(STOP_SECONDS)
+        process.wait(patience)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

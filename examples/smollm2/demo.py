@@ -27,7 +27,7 @@ from typing import Any
 import make_pair
 import requests
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import track
 from rich.text import Text
 from tokenizers import Tokenizer
 
@@ -122,16 +122,13 @@ def draw(
     tokenizer = Tokenizer.from_file(str(make_pair.DEFAULT_OUT / "student/tokenizer.json"))
     jobs = [(question, label) for question in questions for label in LAWS]
     started = time.monotonic()
-    with ThreadPoolExecutor(CONCURRENT) as pool, Progress(console=console) as progress:
-        task = progress.add_task(f"drawing {len(jobs)} rollouts", total=len(jobs))
+    pool = ThreadPoolExecutor(CONCURRENT)
+    try:
         futures = [pool.submit(ask, address, *job, tokenizer, arguments) for job in jobs]
-        try:
-            for future in as_completed(futures):
-                future.result()
-                progress.advance(task)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        for future in track(as_completed(futures), f"drawing {len(jobs)} rollouts", len(jobs), console=console):
+            future.result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # after Ctrl-C the server ends, and with it what still runs
     return [future.result() for future in futures], time.monotonic() - started
 
 
