@@ -6,11 +6,10 @@ Legend: _B rows, _V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import torch
 
-from sglang_trb.blend.distribution import NEVER, Distribution, softmax
+from sglang_trb.blend.distribution import Distribution, softmax
 
 
 def align_eos(
@@ -19,18 +18,21 @@ def align_eos(
     """Move a model's stop probability to one id, mask the other stop ids, renormalise (App. D, Eq. 7).
 
     Args:
-        log_probs_BV: a model's log-probabilities [B, V], any float dtype, -inf where forbidden, no NaN.
+        log_probs_BV: a model's log-probabilities [B, V] in nats, any float dtype, -inf where forbidden, no NaN.
         own_ids: E_M, the model's stop ids.
         canonical_id: where the stop event lives; it is the student's primary stop id.
         masked_ids: (E_S | E_T) without ``canonical_id``.
 
     Returns:
-        Aligned log-probabilities of the same dtype; ``log_probs_BV`` itself where alignment is the identity. A row
-        without any probability stays so. No host synchronisation and no data-dependent shape: safe in a CUDA graph.
+        Aligned log-probabilities of the same dtype, computed in float64; ``log_probs_BV`` itself where alignment is the
+        identity. A row without any probability stays so. Differentiable. No host synchronisation and no data-dependent
+        shape: safe in a CUDA graph.
     """
     if _is_identity(own_ids, canonical_id, masked_ids):
         return log_probs_BV
-    return aligned(log_probs_BV.double(), own_ids, canonical_id, masked_ids)[0].log_probs().to(log_probs_BV.dtype)
+    moved_BV = _moved(log_probs_BV.double(), own_ids, canonical_id, masked_ids)
+    log_sum_B1 = moved_BV.logsumexp(1, keepdim=True)
+    return (moved_BV - log_sum_B1.masked_fill(log_sum_B1.isneginf(), 0.0)).to(log_probs_BV.dtype)
 
 
 def aligned(
@@ -42,22 +44,30 @@ def aligned(
     here is an ordinary token's; it has nowhere to go and is dropped. What remains is normalised from its own largest
     logit: at a low temperature the dropped mass may be all but 1e-300.
     """
-    if _is_identity(own_ids, canonical_id, masked_ids):
-        return Distribution.from_logits(logits_BV), torch.zeros_like(logits_BV[:, 0])
-    device = logits_BV.device
-    own = _index(tuple(own_ids), device)
-    emptied = _index(tuple(sorted({*masked_ids, canonical_id})), device)
-    strangers = _index(tuple(sorted({*masked_ids, canonical_id} - {*own_ids})), device)
-    moved_BV = logits_BV.index_fill(1, emptied, NEVER)
-    moved_BV[:, canonical_id : canonical_id + 1] = logits_BV[:, own].logsumexp(1, keepdim=True)
-    distribution, log_sum_B = softmax(moved_BV)
-    return distribution, torch.sigmoid(logits_BV[:, strangers].logsumexp(1) - log_sum_B)
+    strangers = sorted({*masked_ids, canonical_id} - {*own_ids})
+    if not strangers:
+        moved_BV = logits_BV
+        if not _is_identity(own_ids, canonical_id, masked_ids):
+            moved_BV = _moved(logits_BV, own_ids, canonical_id, masked_ids)
+        return Distribution.from_logits(moved_BV), torch.zeros_like(logits_BV[:, 0])
+    distribution, log_sum_B = softmax(_moved(logits_BV, own_ids, canonical_id, masked_ids))
+    return distribution, torch.sigmoid(_log_sum(logits_BV, strangers).squeeze(1) - log_sum_B)
+
+
+def _moved(
+    logits_BV: torch.Tensor, own_ids: Sequence[int], canonical_id: int, masked_ids: Sequence[int]
+) -> torch.Tensor:
+    """The logits with one stop id, not normalised."""
+    moved_BV = logits_BV.clone()
+    for masked in masked_ids:  # a handful; ids on the host need no copy to the device, which a graph could not hold
+        moved_BV[:, masked] = float("-inf")
+    moved_BV[:, canonical_id] = _log_sum(logits_BV, own_ids).squeeze(1)
+    return moved_BV
+
+
+def _log_sum(logits_BV: torch.Tensor, ids: Sequence[int]) -> torch.Tensor:
+    return torch.cat([logits_BV[:, i : i + 1] for i in ids], dim=1).logsumexp(1, keepdim=True)
 
 
 def _is_identity(own_ids: Sequence[int], canonical_id: int, masked_ids: Sequence[int]) -> bool:
     return not masked_ids and tuple(own_ids) == (canonical_id,)
-
-
-@lru_cache(maxsize=64)
-def _index(ids: tuple[int, ...], device: torch.device) -> torch.Tensor:
-    return torch.tensor(ids, dtype=torch.long, device=device)

@@ -42,8 +42,9 @@ def draw(weights_BV: torch.Tensor, uniform_B: torch.Tensor) -> torch.Tensor:
     below_total_B1 = torch.nextafter(total_B1, torch.zeros_like(total_B1))
     threshold_B1 = torch.minimum(uniform_B[:, None] * total_B1, below_total_B1)
     # The first id whose cumulative weight exceeds the threshold has itself added some.
-    ids_B = torch.searchsorted(cumulative_BV, threshold_B1, right=True).squeeze(1)
-    return ids_B.clamp(max=weights_BV.shape[1] - 1)
+    ids_B1 = torch.searchsorted(cumulative_BV, threshold_B1, right=True).clamp(max=weights_BV.shape[1] - 1)
+    # A device's parallel scan may round two sums of the same terms differently: once in 1e11 draws, a weight of 0.
+    return torch.where(weights_BV.gather(1, ids_B1) > 0, ids_B1, weights_BV.argmax(1, keepdim=True)).squeeze(1)
 
 
 def _mix(value: torch.Tensor) -> torch.Tensor:

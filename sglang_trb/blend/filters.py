@@ -31,7 +31,8 @@ def filtered(
     Returns:
         The filtered rows. Safe in a CUDA graph.
     """
-    probs_BV, order_BV = torch.sort(distribution.weights_BV, dim=1, descending=True, stable=True)
+    order_BV = _descending(distribution)
+    probs_BV = distribution.weights_BV.gather(1, order_BV)
     before_BV = probs_BV.cumsum(1) - probs_BV
     keep_BV = _ranks(probs_BV) < top_k_B[:, None]
     keep_BV &= (before_BV <= top_p_B[:, None]) | (top_p_B >= 1.0)[:, None]  # rounding may exceed 1
@@ -43,9 +44,14 @@ def filtered(
 
 def in_top_k(distribution: Distribution, top_k_B: torch.Tensor) -> torch.Tensor:
     """Whether each token is among a row's ``top_k_B`` most likely (ties: lower id first); bool [B, V]."""
-    order_BV = torch.sort(distribution.log_weights_BV, dim=1, descending=True, stable=True).indices
+    order_BV = _descending(distribution)
     kept_BV = _ranks(order_BV) < top_k_B[:, None]
     return torch.zeros_like(order_BV, dtype=torch.bool).scatter_(1, order_BV, kept_BV.expand_as(order_BV))
+
+
+def _descending(distribution: Distribution) -> torch.Tensor:
+    """Ids from the most likely on; logarithms still tell apart what underflows as a probability."""
+    return torch.sort(distribution.log_weights_BV, dim=1, descending=True, stable=True).indices
 
 
 def _ranks(rows_BV: torch.Tensor) -> torch.Tensor:

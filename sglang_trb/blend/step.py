@@ -39,9 +39,6 @@ from sglang_trb.blend.types import (
 )
 from sglang_trb.params import Rule
 
-_ROUNDING = 1e-12
-"""A probability below this is the rounding of a float64 sum that should be 0."""
-
 
 def blend_step(
     student_logits_BV: torch.Tensor,
@@ -100,7 +97,8 @@ def _group_step(
 ) -> StepOutput:
     student_bad_B, teacher_bad_B = _unusable(student_BV), _unusable(teacher_BV)
     if adjusted_BV is not None:
-        student_bad_B |= adjusted_BV.isnan().any(1) | adjusted_BV.isposinf().any(1)
+        largest_B = adjusted_BV.amax(1)  # NaN if there is one; -inf where everything is forbidden, an empty support
+        student_bad_B |= largest_B.isnan() | largest_B.isposinf()
     bad_B1 = (student_bad_B | teacher_bad_B)[:, None]
     student_BV.masked_fill_(bad_B1, 0.0)
     teacher_BV.masked_fill_(bad_B1, 0.0)
@@ -190,16 +188,17 @@ def _choose_skd(law: _Law, p: Distribution, q: Distribution, controls: RowContro
     skd_B = controls.rule_B == RULE_CODES[Rule.SKD]
     kept_BV = in_top_k(q, controls.skd_top_k_B)
     replacement = Distribution.from_logits(q.log_weights_BV / controls.skd_temperature_B.double()[:, None])
-    kept_p_BV = p.weights_BV * kept_BV
-    replaced_B1 = 1.0 - kept_p_BV.sum(1, keepdim=True)
-    replaced_B1 = torch.where(replaced_B1 > _ROUNDING, replaced_B1, 0.0)
+    kept_p_BV = torch.where(kept_BV, p.weights_BV, 0.0)
+    replaced_B1 = torch.where(kept_BV, 0.0, p.weights_BV).sum(1, keepdim=True)
     marginal = Distribution.from_logits((kept_p_BV + replaced_B1 * replacement.weights_BV).log())
 
     student_ids_B = _drawn(p, controls)
     keeps_B = kept_BV.gather(1, student_ids_B[:, None]).squeeze(1)
     key = controls.seed_B, controls.position_B
     ids_B = torch.where(keeps_B, student_ids_B, draw(replacement.weights_BV, uniform(*key, TEACHER_REPLACEMENT)))
-    ids_B = torch.where(controls.greedy_B, marginal.weights_BV.argmax(1), ids_B)
+    likeliest_B = marginal.log_weights_BV.argmax(1)
+    ids_B = torch.where(controls.greedy_B, likeliest_B, ids_B)
+    keeps_B = torch.where(controls.greedy_B, kept_p_BV.gather(1, likeliest_B[:, None]).squeeze(1) > 0, keeps_B)
     law.ids_B = torch.where(skd_B, ids_B, law.ids_B)
     law.empty_B = torch.where(skd_B, law.empty_B | q.empty(), law.empty_B)
     _choose(law, skd_B, marginal, (~keeps_B).double(), p)
@@ -227,7 +226,7 @@ def _aligned(
 
 
 def _support(own: Distribution, student: Distribution, teacher: Distribution) -> Support:
-    ids_BK = own.log_weights_BV.topk(SUPPORT_SIZE, dim=1).indices
+    ids_BK = own.log_weights_BV.topk(min(SUPPORT_SIZE, own.log_weights_BV.shape[1]), dim=1).indices
     return ids_BK.int(), student.log_prob(ids_BK).float(), teacher.log_prob(ids_BK).float()
 
 

@@ -130,7 +130,8 @@ class StepOutput:
         token_ids_B: int64.
         behavior_logprob_B: float32, log of the law's probability of the token (skd: of the exact marginal law).
         student_logprob_B, teacher_logprob_B: float32, of the token.
-        beta_B: float32 in [0, 1]; ``skd``: 1 where the token is the teacher's replacement, else 0.
+        beta_B: float32 in [0, 1]; ``skd``: 1 where the token is the teacher's replacement, else 0 (greedy rows: 1 where
+            the student's draw could not have given it).
         kl_B: float32, KL(law || student's law) in nats; +inf where a ``teacher`` or ``skd`` law leaves its support.
         student_entropy_B, teacher_entropy_B: float32 nats.
         dropped_mass_student_B, dropped_mass_teacher_B: float32, probability that alignment masked away.

@@ -77,8 +77,10 @@ def _launch(command: list[str]) -> int:
     from sglang.launch_server import run_server
     from sglang.srt.utils import kill_process_tree
 
-    # Until SGLang installs its own handler, SIGTERM must unwind like Ctrl-C.
-    signal.signal(signal.SIGTERM, _interrupt)
+    # While SGLang starts; once it serves, it and uvicorn shut down in order and then come back to these. A handler that
+    # raised could be swallowed wherever the signal happens to arrive, and the server would start after all.
+    signal.signal(signal.SIGINT, _stop)
+    signal.signal(signal.SIGTERM, _stop)
     try:
         run_server(launching.server_args(command))
     except KeyboardInterrupt:
@@ -89,5 +91,9 @@ def _launch(command: list[str]) -> int:
     return 0
 
 
-def _interrupt(*_: Any) -> NoReturn:
-    raise KeyboardInterrupt
+def _stop(*_: Any) -> NoReturn:
+    from sglang.srt.utils import kill_process_tree
+
+    kill_process_tree(os.getpid(), include_parent=False)
+    print("trb serve: stopped", file=sys.stderr, flush=True)
+    os._exit(0)

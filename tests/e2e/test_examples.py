@@ -1,5 +1,6 @@
 """The examples and `trb generate` as a reader would run them, on the tiny pair and a real server."""
 
+import contextlib
 import json
 import os
 import re
@@ -12,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sglang_trb.local_server import ServerDidNotStart, serving
+from sglang_trb.local_server import ServerDidNotStart, free_port, serving
 from tests.pairs import build_pair
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,18 +74,36 @@ def test_base_url_and_the_end_of_a_server(config, tmp_path):
 
 
 def test_ctrl_c_while_the_models_load_leaves_nothing_behind(config, tmp_path):
-    log = (tmp_path / "log").open("w")
-    command = [sys.executable, "-m", "sglang_trb.cli.main", "serve", "--config", str(config), "--port", "30987"]
+    command = [
+        sys.executable,
+        "-m",
+        "sglang_trb.cli.main",
+        "serve",
+        "--config",
+        str(config),
+        "--port",
+        str(free_port()),
+    ]
     process = subprocess.Popen(
-        command, stdout=log, stderr=subprocess.STDOUT, cwd=tmp_path, env=ENVIRONMENT, start_new_session=True
+        command,
+        stdout=(tmp_path / "log").open("w"),
+        stderr=subprocess.STDOUT,
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
     )
-    while "Load weight begin" not in (tmp_path / "log").read_text():
-        assert process.poll() is None, (tmp_path / "log").read_text()[-3000:]
-        time.sleep(0.2)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    assert process.wait(60) == 0
-    assert (tmp_path / "log").read_text().rstrip().endswith("trb serve: stopped")
-    assert server_processes(tmp_path) == []
+    try:
+        while "Load weight begin" not in (tmp_path / "log").read_text():
+            assert process.poll() is None, (tmp_path / "log").read_text()[-3000:]
+            time.sleep(0.2)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        assert process.wait(60) == 0
+        assert (tmp_path / "log").read_text().rstrip().endswith("trb serve: stopped")
+        assert server_processes(tmp_path) == []
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_a_server_that_cannot_start_says_why(config, tmp_path):
