@@ -106,7 +106,7 @@ footer kbd { font: inherit; border: 1px solid var(--line); border-radius: 4px; p
   .glance tr { display: grid; grid-template-columns: 1fr 1fr; padding: .7rem 0; }
   .glance th, .glance td { padding: .2rem 1rem; } .glance td[data-name=Rollouts] { display: none; } .glance tbody th { grid-column: 1 / -1; }
   .glance td::before { content: attr(data-name); display: block; font-size: .74rem; color: var(--soft); }
-  .short th:first-child { position: sticky; left: 0; background: var(--card); } .short th, .short td { padding: .5rem .75rem; }
+  .short th:first-child { position: sticky; z-index: 1; left: 0; background: var(--card); } .short th, .short td { padding: .5rem .75rem; }
   .short tbody th { min-width: 7rem; } .short td { min-width: 8rem; } }
 @media print { .card { box-shadow: none; break-inside: avoid; } #tip { display: none; } }
 """ + "".join(f".b{level}{{--b:{level / BETA_LEVELS:g}}}" for level in range(BETA_LEVELS + 1))

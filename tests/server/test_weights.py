@@ -165,7 +165,7 @@ def test_requests_in_flight_are_drained_first(server: Server, pair: Pair, traine
     ids = prompts(4, 16, seed=41)
     with ThreadPoolExecutor(5) as pool:
         running = [pool.submit(server.generate, p, {"trb_epsilon": 0.1}, max_new_tokens=450) for p in ids]
-        time.sleep(0.2)
+        time.sleep(0.5)
         assert not any(future.done() for future in running)
         response = update_from_disk(server, trained, "step-3")
         assert response.status_code == 200, response.text
@@ -180,7 +180,7 @@ def test_paused_requests_answer_409_before_a_byte_is_written(server: Server, tra
     ids = prompts(1, 16, seed=42)[0]
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(server.generate, ids, {"trb_epsilon": 0.1}, max_new_tokens=450)
-        time.sleep(0.2)
+        time.sleep(0.5)
         assert server.post("/pause_generation", {"mode": "in_place"}, admin=True).status_code == 200
         for response in (update_from_disk(server, trained, "step-4"), session(server, "begin")):
             assert (response.status_code, "in flight" in response.text) == (409, True), response.text
