@@ -85,8 +85,9 @@ def _adjusted(
     info.grammar_mask = None  # as ModelRunner does: it must not outlive the step
     mask_BV = adjusted_BV.isneginf()
     # All stop ids are one event: where the student may not stop, the teacher's own ids may not either.
-    stops = sorted({*alignment.student_ids, *alignment.teacher_ids})
-    mask_BV[:, stops] |= mask_BV[:, alignment.canonical_id : alignment.canonical_id + 1]
+    forbidden_B = mask_BV[:, alignment.canonical_id].clone()
+    for stop_id in {*alignment.student_ids, *alignment.teacher_ids}:  # slices: a list of ids would stall a device
+        mask_BV[:, stop_id] |= forbidden_B
     return adjusted_BV, mask_BV
 
 
