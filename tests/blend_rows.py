@@ -116,9 +116,8 @@ def expected(
     q = aligned(tempered(teacher_V), alignment.teacher_ids)
 
     def filtered(log_p: np.ndarray) -> np.ndarray:
-        if row.greedy:
-            return log_p
-        return reference.filtered(log_p, row.top_k, float(np.float32(row.top_p)), float(np.float32(row.min_p)))
+        top_k = TOP_K_OFF if row.greedy else row.top_k
+        return reference.filtered(log_p, top_k, float(np.float32(row.top_p)), float(np.float32(row.min_p)))
 
     if row.rule is Rule.TEACHER:
         law, beta = filtered(q), 1.0

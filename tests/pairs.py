@@ -33,6 +33,7 @@ SPECIAL_TOKENS = (ENDOFTEXT, IM_START, IM_END, POISON_STUDENT, POISON_TEACHER)
 """The last five ids of the small tokenizer, in this order."""
 
 TOKENIZER_SIZE = 2011
+POISON_STUDENT_ID, POISON_TEACHER_ID = TOKENIZER_SIZE - 2, TOKENIZER_SIZE - 1
 QWEN_ORDINARY, QWEN_ROWS = 151_643, 151_936
 QWEN_ADDED_TOKENS = (
     ENDOFTEXT, IM_START, IM_END, "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>", "<|box_end|>",

@@ -32,6 +32,7 @@ from sglang_trb.blend.types import (
     STUDENT_NOT_FINITE,
     SUPPORT_SIZE,
     TEACHER_NOT_FINITE,
+    TOP_K_OFF,
     RowControls,
     StepOutput,
     StopAlignment,
@@ -154,10 +155,10 @@ def _law(p: Distribution, q: Distribution, controls: RowControls) -> _Law:
     teacher_B = controls.rule_B == RULE_CODES[Rule.TEACHER]
     filtered_q = q
     if controls.any_filter:
-        settings = controls.top_k_B, controls.top_p_B, controls.min_p_B
+        settings = _top_k(controls), controls.top_p_B, controls.min_p_B
         if controls.any_teacher:
-            filtered_q = filtered(q, *settings, teacher_B & ~controls.greedy_B)
-        p = filtered(p, *settings, ~teacher_B & ~controls.greedy_B)
+            filtered_q = filtered(q, *settings, teacher_B)
+        p = filtered(p, *settings, ~teacher_B)
 
     zeros_B = torch.zeros_like(p.log_total_B)
     law = _Law(p, zeros_B, zeros_B, zeros_B, p.empty())
@@ -172,6 +173,11 @@ def _law(p: Distribution, q: Distribution, controls: RowControls) -> _Law:
     if controls.any_skd:
         _choose_skd(law, p, q, controls)
     return law
+
+
+def _top_k(controls: RowControls) -> torch.Tensor:
+    """SGLang asks for a greedy row with top_k = 1, which says how to draw and filters nothing."""
+    return torch.where(controls.greedy_B, TOP_K_OFF, controls.top_k_B)
 
 
 def _choose(law: _Law, rows_B: torch.Tensor, mu: Distribution, beta_B: torch.Tensor, p: Distribution) -> None:

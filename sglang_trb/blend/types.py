@@ -82,7 +82,7 @@ class RowControls:
         skd_top_k_B, skd_temperature_B: int32 >= 1, float32 > 0; read for ``skd`` only.
         temperature_B: float32 > 0.
         top_p_B, top_k_B, min_p_B: the filters; 1, TOP_K_OFF and 0 are off.
-        greedy_B: bool, take the argmax of the law; such a row is not filtered.
+        greedy_B: bool, take the argmax of the law; top_k does not filter such a row, top_p and min_p do.
         seed_B, position_B: int64, the key of the row's draw.
         any_...: host flags. False promises that no row needs the work in question.
         need_support, need_teacher_support: host flags, whether to return the top-16 of each model.

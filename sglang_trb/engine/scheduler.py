@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 from sglang.srt.managers.scheduler import Scheduler
 from sglang.srt.runtime_context import get_device, get_exec
 
 from sglang_trb.engine import plugin
 from sglang_trb.engine.pair import PairedWorker
 from sglang_trb.engine.results import TrbOutputStreamer
+
+if TYPE_CHECKING:
+    from sglang.srt.managers.schedule_batch import Req
 
 
 class TrbScheduler(Scheduler):
@@ -28,6 +32,17 @@ class TrbScheduler(Scheduler):
         )
         # A request ends on the ids that alignment maps to the stop event, whatever the checkpoint's files say.
         self.model_config.hf_eos_token_id = set(self.tp_worker.pair.alignment.student_ids)
+
+    def stash_chunked_request(self, req: Req) -> None:
+        """Between the chunks of a long prompt, keep its KV out of the radix cache: its row may yet turn out NaN.
+
+        What SGLang's ChunkCache does, instead of inserting each chunk at once; the whole prompt is inserted with the
+        first token drawn. Prompts are shared from then on.
+        """
+        if not self.blends or self.tree_cache.is_chunk_cache():
+            return super().stash_chunked_request(req)
+        slots = self.req_to_token_pool.req_to_token[req.kv.req_pool_idx, : req.extend_range.end]
+        req.prefix_indices = slots.to(dtype=torch.int64, copy=True)
 
     def get_output_streamer_class(self) -> type:
         return TrbOutputStreamer if self.blends else super().get_output_streamer_class()

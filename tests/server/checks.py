@@ -37,7 +37,7 @@ def mixed_requests(length: int = 24, new_tokens: int = 12) -> list[Request]:
         ({"trb_rule": "teacher"}, {"top_p": 0.9}),
         ({"trb_rule": "skd", "trb_skd_top_k": 15, "trb_skd_temperature": 0.6}, {}),
         ({"trb_epsilon": 1.0}, {"frequency_penalty": 0.5, "presence_penalty": 0.3, "repetition_penalty": 1.2}),
-        ({"trb_epsilon": 0.1}, {"temperature": 0.0}),
+        ({"trb_epsilon": 0.1}, {"temperature": 0.0, "top_p": 0.9}),
         ({"trb_epsilon": 0.2}, {"top_k": 40, "top_p": 0.95, "min_p": 0.01}),
         ({"trb_epsilon": 0.5}, {"logit_bias": {"17": 4.0, "23": -100.0, "99": 2.5}}),
         ({"trb_epsilon": 0.3}, {"min_new_tokens": new_tokens - 1}),

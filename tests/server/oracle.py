@@ -71,10 +71,11 @@ class Oracle:
         q = self.align(log_softmax(masked_teacher / temperature), "teacher")
         unfiltered_q = q
         rule = sampling.get("trb_rule", "trust_region")
-        if not greedy and rule != "teacher":
-            p = filtered(p, sampling)
-        if not greedy and rule == "teacher":
-            q = filtered(q, sampling)
+        filters = {k: v for k, v in sampling.items() if not (greedy and k == "top_k")}
+        if rule == "teacher":
+            q = filtered(q, filters)
+        else:
+            p = filtered(p, filters)
         mu, beta = law(p, q if rule == "teacher" else unfiltered_q, rule, sampling)
         return Position(*raw, p, q, mu, beta, kl(mu, p))
 

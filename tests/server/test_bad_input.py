@@ -9,12 +9,10 @@ from typing import Any
 import pytest
 import requests
 
-from tests.pairs import SPECIAL_TOKENS, TOKENIZER_SIZE
+from tests.pairs import POISON_STUDENT_ID, POISON_TEACHER_ID, TOKENIZER_SIZE
 from tests.server.checks import prompts
 from tests.server.harness import Server
 
-POISON_STUDENT_ID = TOKENIZER_SIZE - len(SPECIAL_TOKENS) + SPECIAL_TOKENS.index("<|poison_student|>")
-POISON_TEACHER_ID = POISON_STUDENT_ID + 1
 CONTEXT = 512
 
 BLENDS = [

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from tests.pairs import TOKENIZER_SIZE, Pair, build_pair
-from tests.server.checks import check_against_oracle, mixed_requests, run_concurrently
-from tests.server.harness import Server, serve
+from tests.pairs import POISON_STUDENT_ID, TOKENIZER_SIZE, Pair, build_pair
+from tests.server.checks import check_against_oracle, mixed_requests, prompts, run_concurrently
+from tests.server.harness import ADMIN_KEY, Server, serve
 from tests.server.oracle import Oracle
 
 
@@ -27,7 +27,7 @@ class Mode:
 
 MODES = [
     Mode("synchronous", {"disable_overlap_schedule": True}),
-    Mode("chunked", {"chunked_prefill_size": 32, "enable_mixed_chunk": True}, length=90),
+    Mode("chunked", {"chunked_prefill_size": 32, "enable_mixed_chunk": True}, length=90, variant="poison"),
     Mode("paged", {"page_size": 4}, length=30, variant="padded"),
     Mode("retracting", {"max_total_tokens": 320, "schedule_conservativeness": 0.01}, length=16, new_tokens=40),
     Mode("tensor_parallel", {"tp_size": 2}, {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"}),
@@ -50,7 +50,7 @@ def oracle_of(oracles: dict[str, Oracle], variant: str, pair: Pair, server: Serv
 @pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
 def test_answers_agree_with_transformers(mode: Mode, oracles: dict[str, Oracle]) -> None:
     pair = build_pair(mode.variant)
-    with serve(pair.student, pair.teacher, mode.environment, **mode.options) as server:
+    with serve(pair.student, pair.teacher, mode.environment, admin_api_key=ADMIN_KEY, **mode.options) as server:
         oracle = oracle_of(oracles, mode.variant, pair, server)
         requests = mixed_requests(mode.length, mode.new_tokens)
         for _ in range(2):  # the second round finds its prompts in the radix cache
@@ -60,3 +60,16 @@ def test_answers_agree_with_transformers(mode: Mode, oracles: dict[str, Oracle])
         assert all(answer["meta_info"]["cached_tokens"] > 0 for answer in answers)
         if mode.name == "retracting":
             assert any(answer["meta_info"]["num_retractions"] for answer in answers)
+        if mode.name == "chunked":
+            check_failed_prompt_leaves_no_prefix(server)
+
+
+def check_failed_prompt_leaves_no_prefix(server: Server) -> None:
+    """The NaN is in the third chunk; the first two must not have been cached while it was still unknown."""
+    slots = server.kv_slots()
+    (start,) = prompts(1, 70, seed=31)
+    response = server.post("/generate", {"input_ids": [*start, POISON_STUDENT_ID, *start[:20]]})
+    assert (response.status_code, "NaN" in response.text) == (400, True), response.text
+    assert server.generate(start, max_new_tokens=1)["meta_info"]["cached_tokens"] == 0
+    assert server.generate(start, max_new_tokens=1)["meta_info"]["cached_tokens"] > 0, "good prompts are cached"
+    assert server.kv_slots() == slots

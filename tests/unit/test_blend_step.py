@@ -55,7 +55,8 @@ RULES = [
 
 def mixed_rows(**every):
     """One row of each rule with each filter, none and greedy."""
-    options = [{}, {"greedy": True}, {"greedy": True, "top_k": 1}, *FILTERS]
+    greedy = [{"greedy": True}, {"greedy": True, "top_k": 1}, {"greedy": True, "top_k": 1, "top_p": 0.7, "min_p": 0.05}]
+    options = [{}, *greedy, *FILTERS]
     return [
         Row(**rule, **option, **every, seed=i, position=7 * i)
         for i, (rule, option) in enumerate(itertools.product(RULES, options))
@@ -393,6 +394,14 @@ def test_greedy_blends_before_it_takes_the_largest():
     output = blend_step(student_BV, teacher_BV, controls(rows), ONE_STOP)
     assert output.token_ids_B.tolist() == [0, 1]
     assert output.kl_B[1].item() == pytest.approx(0.2, rel=KL_TOLERANCE)
+
+
+def test_greedy_rows_keep_to_top_p():
+    """The teacher's favourite lies outside the student's nucleus; without the filter it would win."""
+    student_BV = torch.tensor([[1.0, 0.0, -3.0]] * 2)
+    teacher_BV = torch.tensor([[-3.0, 0.0, 3.0]] * 2)
+    rows = [Row(epsilon=5.0, greedy=True, top_k=1, top_p=p) for p in (0.9, 1.0)]
+    assert blend_step(student_BV, teacher_BV, controls(rows), ONE_STOP).token_ids_B.tolist() == [1, 2]
 
 
 # --- CUDA graphs, as far as they can be proved without a GPU
