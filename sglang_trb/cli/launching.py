@@ -84,10 +84,6 @@ def _tune_cpu() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // 2)))
     # OpenMP's threads spin while they wait; beside any other busy process that costs 10 to 50 times the speed.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # glibc hands the step's buffers back to the kernel and faults them in again; at some vocabularies that is more
-    # than half of the blend's time.
-    for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"):
-        os.environ.setdefault(name, str(1 << 30))
 
 
 def _child_failed(*_: Any) -> NoReturn:
