@@ -25,6 +25,9 @@ HURRIED_STOP_SECONDS = 2
 """After an error or Ctrl-C nobody waits for the requests that are still running."""
 LOG_TAIL = 15
 
+PARENT_VARIABLE = "TRB_PARENT_PID"
+"""Environment variable of `trb serve`: end when the process with this id, the parent, is gone."""
+
 MILESTONES = {
     "address ": "options checked",
     "Init parallel begin": "scheduler process is up",
@@ -39,6 +42,84 @@ class ServerDidNotStart(TrbError, RuntimeError):
     """The server ended, or did not become healthy in time; the message ends with the last lines of its log."""
 
 
+class LocalServer:
+    """A server process of this one: it ends when this one does, even by SIGKILL.
+
+    Args:
+        config: server configuration (YAML).
+        options: SGLang options that override it; host and port are chosen here (127.0.0.1, a free one).
+        log: file that gets all the server prints.
+
+    Attributes:
+        address: ``http://127.0.0.1:PORT``, the same after a restart.
+    """
+
+    def __init__(self, config: str | Path, options: Sequence[str] = (), *, log: Path) -> None:
+        port = free_port()
+        self.address = f"http://127.0.0.1:{port}"
+        self.log = log
+        self._command = [sys.executable, "-m", "sglang_trb.cli.main", "serve", "--config", str(config), *options]
+        self._command += ["--host", "127.0.0.1", "--port", str(port)]
+        self._process: subprocess.Popen | None = None
+        self._log_start = 0
+
+    def start(self) -> None:
+        """Start the process; `wait_until_healthy` says when it serves. The log is appended to."""
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("ab") as stream:
+            self._log_start = stream.tell()
+            # Its own session: Ctrl-C reaches us alone, and we stop it in order.
+            self._process = subprocess.Popen(
+                self._command,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env=os.environ | {PARENT_VARIABLE: str(os.getpid())},
+            )
+
+    def ended(self) -> int | None:
+        """The exit status, or None while the process runs."""
+        assert self._process is not None, "start() comes first"
+        return self._process.poll()
+
+    def wait_until_healthy(self, report: Callable[[str], None] = print) -> None:
+        """Return once the server answers; ``report`` gets a line for each step of the start.
+
+        Raises:
+            ServerDidNotStart: with the end of the log.
+        """
+        started = time.monotonic()
+        waiting_for = dict(MILESTONES)
+        while (seconds := time.monotonic() - started) < START_SECONDS:
+            text = self._log_text()
+            for line in [line for line in waiting_for if line in text]:
+                report(f"{seconds:5.0f} s  {waiting_for.pop(line)}")
+            if self.ended() is not None:
+                raise ServerDidNotStart(f"the server ended with status {self.ended()}\n{_tail(text)}")
+            if _healthy(self.address):
+                report(f"{seconds:5.0f} s  ready at {self.address}")
+                return
+            time.sleep(0.5)
+        raise ServerDidNotStart(f"no answer from {self.address} within {START_SECONDS} s\n{_tail(text)}")
+
+    def stop(self, patience: float = STOP_SECONDS) -> None:
+        """SIGTERM to the server, which ends its own processes; SIGKILL to all of them if it does not."""
+        if self._process is None:
+            return
+        self._process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(patience)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._process = None
+
+    def _log_text(self) -> str:
+        with self.log.open("rb") as stream:
+            stream.seek(self._log_start)
+            return stream.read().decode("utf-8", errors="replace")
+
+
 @contextlib.contextmanager
 def serving(
     config: str | Path, options: Sequence[str] = (), *, log: Path, report: Callable[[str], None] = print
@@ -46,32 +127,26 @@ def serving(
     """Run ``trb serve`` while the block runs.
 
     Args:
-        config: server configuration (YAML).
-        options: SGLang options that override it; host and port are chosen here (127.0.0.1, a free one).
-        log: file that gets all the server prints.
+        config, options, log: as in `LocalServer`; an older log is replaced.
         report: called with a line for each step of the start.
 
     Yields:
-        The server's address, ``http://127.0.0.1:PORT``, once it is healthy.
+        The server's address, once it is healthy.
 
     Raises:
         ServerDidNotStart: with the end of the log.
     """
-    port = free_port()
-    command = [sys.executable, "-m", "sglang_trb.cli.main", "serve", "--config", str(config), *options]
-    command += ["--host", "127.0.0.1", "--port", str(port)]
-    log.parent.mkdir(parents=True, exist_ok=True)
+    log.unlink(missing_ok=True)
+    server = LocalServer(config, options, log=log)
     report(f"starting the server (log: {log})")
-    with log.open("w", encoding="utf-8") as stream:
-        # Its own session: Ctrl-C reaches us alone, and we stop it in order.
-        process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True)
+    server.start()
     try:
-        _wait_until_healthy(process, f"http://127.0.0.1:{port}", log, report)
-        yield f"http://127.0.0.1:{port}"
+        server.wait_until_healthy(report)
+        yield server.address
     except BaseException:
-        _stop(process, HURRIED_STOP_SECONDS)
+        server.stop(HURRIED_STOP_SECONDS)
         raise
-    _stop(process, STOP_SECONDS)
+    server.stop()
 
 
 def free_port() -> int:
@@ -79,22 +154,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
-
-
-def _wait_until_healthy(process: subprocess.Popen, address: str, log: Path, report: Callable[[str], None]) -> None:
-    started = time.monotonic()
-    waiting_for = dict(MILESTONES)
-    while (seconds := time.monotonic() - started) < START_SECONDS:
-        text = log.read_text(encoding="utf-8", errors="replace")
-        for line in [line for line in waiting_for if line in text]:
-            report(f"{seconds:5.0f} s  {waiting_for.pop(line)}")
-        if process.poll() is not None:
-            raise ServerDidNotStart(f"the server ended with status {process.returncode}\n{_tail(text)}")
-        if _healthy(address):
-            report(f"{seconds:5.0f} s  ready at {address}")
-            return
-        time.sleep(0.5)
-    raise ServerDidNotStart(f"no answer from {address} within {START_SECONDS} s\n{_tail(text)}")
 
 
 def _healthy(address: str) -> bool:
@@ -107,13 +166,3 @@ def _healthy(address: str) -> bool:
 
 def _tail(text: str) -> str:
     return "\n".join(text.splitlines()[-LOG_TAIL:])
-
-
-def _stop(process: subprocess.Popen, patience: float) -> None:
-    """SIGTERM to the server, which ends its own processes; SIGKILL to all of them if it does not."""
-    process.terminate()
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(patience)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from importlib.metadata import entry_points
 
 from sglang_trb import __version__
 from sglang_trb.cli import complain
@@ -20,14 +21,17 @@ COMMANDS = {
 }
 """Each name is a module of this package with ``run(argv) -> exit status``."""
 
-USAGE = f"""usage: trb COMMAND [options]
+ENTRY_POINTS = "trb.commands"
+"""Other packages' commands: an entry point of this group names such a table, in the package of its modules."""
+
+USAGE = """usage: trb COMMAND [options]
 
 Trust-region behaviour blending for on-policy distillation, inside SGLang.
 
 commands:
-{chr(10).join(f"  {name:10}{purpose}" for name, purpose in COMMANDS.items())}
+{commands}
 
-  trb COMMAND --help tells what a command does; trb --version prints {__version__}
+  trb COMMAND --help tells what a command does; trb --version prints {version}
 """
 
 
@@ -35,21 +39,31 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; the return value is the exit status."""
     arguments = sys.argv[1:] if argv is None else argv
     name, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
+    commands = _commands()
     if name in ("-h", "--help", "help"):
-        print(USAGE, end="")
+        lines = "\n".join(f"  {command:10}{purpose}" for command, (_, purpose) in commands.items())
+        print(USAGE.format(commands=lines, version=__version__), end="")
         return 0 if arguments else 2
     if name == "--version":
         print(f"trb {__version__}")
         return 0
-    if name not in COMMANDS:
-        print(f"trb: {name!r} is not a command; there are: {', '.join(COMMANDS)}", file=sys.stderr)
+    if name not in commands:
+        print(f"trb: {name!r} is not a command; there are: {', '.join(commands)}", file=sys.stderr)
         return 2
-    return _run(name, rest)
+    return _run(name, commands[name][0], rest)
 
 
-def _run(name: str, arguments: list[str]) -> int:
+def _commands() -> dict[str, tuple[str, str]]:
+    """The module and the purpose of every command, ours first."""
+    commands = {name: (f"sglang_trb.cli.{name}", purpose) for name, purpose in COMMANDS.items()}
+    for entry in entry_points(group=ENTRY_POINTS):
+        commands |= {name: (f"{entry.module}.{name}", purpose) for name, purpose in entry.load().items()}
+    return commands
+
+
+def _run(name: str, module: str, arguments: list[str]) -> int:
     try:
-        return importlib.import_module(f"sglang_trb.cli.{name}").run(arguments)
+        return importlib.import_module(module).run(arguments)
     except TrbError as error:
         complain(name, error)
     except KeyboardInterrupt:

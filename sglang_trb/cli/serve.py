@@ -6,6 +6,7 @@ Checked with sglang 0.5.21: the order of calls follows ``sglang/launch_server.py
 from __future__ import annotations
 
 import argparse
+import ctypes
 import os
 import shlex
 import signal
@@ -15,7 +16,11 @@ from itertools import pairwise
 from typing import Any, NoReturn
 
 from sglang_trb.cli import complain, launching
+from sglang_trb.cli.launching import ServerFailed
 from sglang_trb.errors import InvalidParameter
+from sglang_trb.local_server import PARENT_VARIABLE
+
+_PR_SET_PDEATHSIG = 1
 
 DESCRIPTION = """Serve a student and its teacher over HTTP: SGLang, with each request's tokens drawn from the blend
 that its trb_* parameters ask for. Options that follow --config override the file and may be any of SGLang's
@@ -38,8 +43,19 @@ def run(argv: list[str]) -> int:
     except InvalidParameter as error:
         complain("serve", error)
         return 2
+    _end_with_parent()
     print(_banner(options, effective), flush=True)
     return _launch(command)
+
+
+def _end_with_parent() -> None:
+    """A server that a program started for itself must not outlive it, however that ends (Linux)."""
+    parent = os.environ.pop(PARENT_VARIABLE, None)
+    if parent is None:
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != int(parent):  # it ended before the kernel knew of our wish
+        raise ServerFailed(f"the process {parent} that wanted this server is gone ({PARENT_VARIABLE})")
 
 
 def _check_address(host: str, port: int) -> None:

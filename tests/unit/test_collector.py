@@ -1,0 +1,306 @@
+"""Collection against servers that fail in every way a real one cannot be made to fail on demand."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections import Counter
+
+import pytest
+from aiohttp import web
+
+from tests.rollout_answers import VERSION, make_answer, make_order
+from trainer import servers
+from trainer.client import Refused, TrbClient, session
+from trainer.collector import CollectionFailed, Collector
+from trainer.journal import StepJournal, step_path
+from trainer.rollouts import RolloutKey
+from trainer.servers import ServerPool, ServersGone
+
+KEYS = [RolloutKey(0, prompt, sample) for prompt in range(6) for sample in range(2)]
+ORDERS = [make_order(key) for key in KEYS]
+BY_SEED = {order.seed: order for order in ORDERS}
+
+
+@pytest.fixture(autouse=True)
+def fast_polls(monkeypatch):
+    monkeypatch.setattr(servers, "POLL_SECONDS", 0.02)
+
+
+class FakeServer:
+    """Answers as a blended server would, after the misdeeds that are asked of it.
+
+    Args:
+        misdeeds: for the n-th generation request, a function (order, answer) → response; then it behaves.
+    """
+
+    def __init__(self, misdeeds=(), version=VERSION):
+        self.misdeeds, self.version, self.asked = list(misdeeds), version, Counter()
+        self.updates = 0
+
+    async def __aenter__(self):
+        app = web.Application()
+        app.router.add_post("/generate", self.generate)
+        app.router.add_get("/trb/info", self.info)
+        app.router.add_post("/update_weights_from_disk", self.update)
+        self.runner = web.AppRunner(app, shutdown_timeout=0.1)
+        await self.runner.setup()
+        await self.listen(0)
+        return self
+
+    async def listen(self, port):
+        self.site = web.TCPSite(self.runner, "127.0.0.1", port)
+        await self.site.start()
+        self.port = self.site._server.sockets[0].getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    async def __aexit__(self, *_):
+        await self.runner.cleanup()
+
+    async def generate(self, request):
+        order = BY_SEED[(await request.json())["sampling_params"]["sampling_seed"]]
+        self.asked[order.key] += 1
+        answer = make_answer(order)
+        answer["meta_info"]["trb"]["student_weight_version"] = self.version
+        if self.misdeeds:
+            response = self.misdeeds.pop(0)(order, answer)
+            return await response if asyncio.iscoroutine(response) else response
+        return web.json_response(answer)
+
+    async def info(self, request):
+        return web.json_response({"student_weight_version": self.version, "refusing": None})
+
+    async def update(self, request):
+        self.version = (await request.json())["weight_version"]
+        self.updates += 1
+        return web.json_response({"success": True})
+
+
+def text(status, body="words"):
+    return lambda order, answer: web.Response(status=status, text=body)
+
+
+def hang(order, answer):
+    async def wait():
+        await asyncio.sleep(60)
+
+    return wait()
+
+
+def without_statistics(order, answer):
+    del answer["meta_info"]["trb"]
+    return web.json_response(answer)
+
+
+def cut_in_the_middle(order, answer):
+    return web.Response(text=json.dumps(answer)[:100])
+
+
+def other_version(order, answer):
+    answer["meta_info"]["trb"]["student_weight_version"] = "run/step-999"
+    return web.json_response(answer)
+
+
+def aborted(order, answer):
+    answer["meta_info"]["finish_reason"] = {"type": "abort"}
+    return web.json_response(answer)
+
+
+async def resync(client):
+    await client.post("/update_weights_from_disk", {"weight_version": VERSION}, 5)
+
+
+async def collect(fakes, tmp_path, *, unreachable_s=5.0, resync=resync, notes=None, **options):
+    options = {"max_in_flight": 3, "request_timeout_s": 1.0, "max_attempts": 3, "max_refused_share": 0.1} | options
+    note = (lambda line: None) if notes is None else notes.append
+    async with session() as http:
+        pool = ServerPool([TrbClient(fake.url, http) for fake in fakes], unreachable_s, note)
+        pool.expect(VERSION, resync)
+        with StepJournal(step_path(tmp_path, 0)) as journal:
+            await Collector(pool, **options, note=note).collect(ORDERS, journal)
+            return journal
+
+
+def run(scenario):
+    return asyncio.run(scenario())
+
+
+def check_complete(journal, *fakes):
+    assert [rollout.key for rollout in journal.rollouts()] == KEYS
+    assert {key for fake in fakes for key in fake.asked} == set(KEYS)
+
+
+@pytest.mark.parametrize(
+    "misdeed",
+    [text(503), text(429), text(500), text(200), cut_in_the_middle, hang, without_statistics, other_version, aborted],
+    ids=lambda misdeed: getattr(misdeed, "__name__", "status"),
+)
+def test_every_rollout_is_collected_once_whatever_happens_to_two_requests(tmp_path, misdeed):
+    async def scenario():
+        async with FakeServer([misdeed] * 2) as fake:
+            journal = await collect([fake], tmp_path)
+            check_complete(journal, fake)
+            assert fake.asked.total() == len(KEYS) + 2
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("misdeed", [text(500), text(200), hang, without_statistics, other_version])
+def test_a_rollout_that_keeps_failing_stops_the_step_and_loses_nothing(tmp_path, misdeed):
+    async def scenario():
+        async with FakeServer([misdeed] * 1000) as fake:
+            with pytest.raises(CollectionFailed, match=r"RolloutKey.* failed 3 times"):
+                await collect([fake], tmp_path, request_timeout_s=0.1)
+            fake.misdeeds = []
+            check_complete(await collect([fake], tmp_path), fake)
+
+    run(scenario)
+
+
+def test_finished_rollouts_are_not_drawn_again(tmp_path):
+    async def scenario():
+        async with FakeServer() as fake:
+            await collect([fake], tmp_path)
+            await collect([fake], tmp_path)
+            assert set(fake.asked.values()) == {1}
+
+    run(scenario)
+
+
+def test_a_refused_rollout_is_left_out_and_too_many_stop_the_step(tmp_path):
+    async def scenario():
+        async with FakeServer([text(400, "token 0 of this request could not be drawn")]) as fake:
+            journal = await collect([fake], tmp_path)
+            assert len(journal.rollouts()) == len(KEYS) - 1
+            (refusal,) = journal.refusals()
+            assert "could not be drawn" in refusal.reason
+        async with FakeServer([text(400)] * 2) as fake:
+            with pytest.raises(CollectionFailed, match="max_refused_share"):
+                await collect([fake], tmp_path / "other")
+
+    run(scenario)
+
+
+def test_a_server_with_other_weights_is_updated_before_its_first_rollout(tmp_path):
+    async def scenario():
+        async with FakeServer(version="run/step-7") as fake:
+            check_complete(await collect([fake], tmp_path), fake)
+            assert fake.updates == 1 and set(fake.asked.values()) == {1}
+
+    run(scenario)
+
+
+def test_a_server_that_does_not_take_the_update_gets_no_rollout(tmp_path):
+    async def nothing(client):
+        pass
+
+    async def scenario():
+        async with FakeServer(version="run/step-7") as fake:
+            with pytest.raises(ServersGone, match="does not serve it"):
+                await collect([fake], tmp_path, unreachable_s=0.1, resync=nothing)
+            assert not fake.asked
+
+    run(scenario)
+
+
+def test_an_update_that_is_refused_stops_at_once(tmp_path):
+    async def forbidden(client):
+        raise Refused("403: admin key")
+
+    async def scenario():
+        async with FakeServer(version="run/step-7") as fake:
+            with pytest.raises(Refused, match="admin key"):
+                await collect([fake], tmp_path, resync=forbidden)
+
+    run(scenario)
+
+
+def test_a_server_that_dies_is_noticed_waited_for_and_updated(tmp_path):
+    async def scenario():
+        notes = []
+        async with FakeServer() as fake:
+
+            async def die(order, answer):
+                await fake.site.stop()
+                fake.version = "run/step-0-of-the-checkpoint"
+                asyncio.get_running_loop().call_later(0.3, lambda: asyncio.ensure_future(fake.listen(fake.port)))
+                return web.Response(status=503)
+
+            fake.misdeeds = [die]
+            journal = await collect([fake], tmp_path, notes=notes)
+            check_complete(journal, fake)
+            assert fake.updates == 1
+            assert any("is back" in note for note in notes)
+
+    run(scenario)
+
+
+def test_one_server_does_the_work_of_a_dead_one(tmp_path):
+    async def scenario():
+        async with FakeServer() as alive, FakeServer() as dead:
+            await dead.site.stop()
+            check_complete(await collect([alive, dead], tmp_path, unreachable_s=0.05), alive)
+
+    run(scenario)
+
+
+def test_without_any_server_it_says_so(tmp_path):
+    async def scenario():
+        async with FakeServer() as dead:
+            await dead.site.stop()
+            with pytest.raises(ServersGone, match=r"127\.0\.0\.1"):
+                await collect([dead, dead], tmp_path, unreachable_s=0.1)
+
+    run(scenario)
+
+
+def test_work_is_shared_and_its_amount_is_bounded(tmp_path):
+    async def scenario():
+        async with FakeServer() as first, FakeServer() as second:
+            most = Counter()
+
+            def slow(fake):
+                async def answer(order, answer):
+                    under_way[fake] += 1
+                    most[fake] = max(most[fake], under_way[fake])
+                    await asyncio.sleep(0.02)
+                    under_way[fake] -= 1
+                    return web.json_response(answer)
+
+                return answer
+
+            under_way = Counter()
+            for fake in (first, second):
+                fake.misdeeds = [slow(fake)] * len(KEYS)
+            check_complete(await collect([first, second], tmp_path, max_in_flight=2), first, second)
+            assert set(most.values()) == {2} and first.asked and second.asked
+
+    run(scenario)
+
+
+def test_a_full_disk_stops_the_step(tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    async def scenario():
+        async with FakeServer() as fake:
+            with monkeypatch.context() as patch:
+                patch.setattr(StepJournal, "append", lambda self, entry: full(None))
+                with pytest.raises(OSError, match="No space"):
+                    await collect([fake], tmp_path)
+            check_complete(await collect([fake], tmp_path), fake)
+
+    run(scenario)
+
+
+def test_stopping_in_the_middle_keeps_what_was_finished(tmp_path):
+    async def scenario():
+        async with FakeServer([*[lambda order, answer: web.json_response(answer)] * 5, *[hang] * 50]) as fake:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.5):
+                    await collect([fake], tmp_path, request_timeout_s=30)
+            with StepJournal(step_path(tmp_path, 0)) as journal:
+                assert len(journal.rollouts()) == 5
+
+    run(scenario)

@@ -1,0 +1,168 @@
+"""The configuration: strict, overridable, and every shipped one parses; the paper's have Table 2's numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sglang_trb.params import Return, Rule
+from trainer.config import RunConfig
+from trainer.config_file import WrongConfig, dump_config, load_config
+
+ROOT = Path(__file__).resolve().parents[2]
+SHIPPED = sorted(p for p in (ROOT / "examples").rglob("*.yaml"))
+MINIMAL = {
+    "name": "run",
+    "models": {"student": "s", "teacher": "t"},
+    "data": {"path": "problems.jsonl"},
+    "loss": {"name": "reverse_kl"},
+    "server": {"urls": ["http://127.0.0.1:30000"]},
+}
+
+
+@pytest.fixture
+def minimal(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(MINIMAL))
+    return path
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_shipped_configurations_parse_and_survive_being_written(path, tmp_path):
+    config = load_config(path)
+    (tmp_path / "again.yaml").write_text(dump_config(config))
+    assert load_config(tmp_path / "again.yaml") == config
+
+
+@pytest.mark.parametrize("path", [p for p in SHIPPED if p.parent.name == "paper"], ids=lambda path: path.name)
+def test_the_papers_settings_are_table_2(path):
+    config = load_config(path)
+    optimisation, rollouts = config.optimisation, config.rollouts
+    assert (optimisation.learning_rate, optimisation.warmup_steps) == (1e-5, 15)
+    assert (optimisation.betas, optimisation.weight_decay, optimisation.max_grad_norm) == ((0.9, 0.999), 0.01, 1.0)
+    assert (rollouts.prompts_per_step, rollouts.samples_per_prompt) == (64, 4)
+    assert (config.data.max_prompt_tokens, rollouts.max_new_tokens, config.steps) == (1024, 7168, 400)
+    assert config.data.system_prompt == r"Please reason step by step, and put your final answer within \boxed{}."
+    evaluation = config.evaluation
+    assert (evaluation.every, evaluation.temperature, evaluation.max_new_tokens) == (20, 1.0, 8192)
+    samples = {b.name: b.samples for b in evaluation.benchmarks}
+    assert (
+        samples.items()
+        <= {"gsm8k": 32, "math500": 64, "olympiad": 64, "amc": 512, "aime24": 512, "aime25": 512}.items()
+    )
+
+
+def test_there_are_shipped_configurations():
+    assert {"trb-1.7b-8b.yaml", "trb-0.6b-4b.yaml", "trb.yaml"} <= {path.name for path in SHIPPED}
+
+
+def test_the_defaults_are_the_papers(minimal):
+    config = load_config(minimal)
+    assert config.optimisation.learning_rate == 1e-5 and config.rollouts.max_new_tokens == 7168
+    assert config.sampling(0)[0].epsilon == 0.01 and config.sampling(25)[0].rule is Rule.STUDENT
+
+
+@pytest.mark.parametrize(
+    ("override", "read"),
+    [
+        ("steps=7", lambda c: c.steps == 7),
+        ("optimisation.learning_rate=1e-3", lambda c: c.optimisation.learning_rate == 1e-3),
+        ("optimisation.learning_rate=3E-4", lambda c: c.optimisation.learning_rate == 3e-4),
+        ("rollouts.behaviour={method: student}", lambda c: c.rollouts.behaviour.method == "student"),
+        ("rollouts.behaviour.epsilon=0.05", lambda c: c.rollouts.behaviour.epsilon == 0.05),
+        ("data.system_prompt=null", lambda c: c.data.system_prompt is None),
+        ("loss={name: jsd, mixture: 0.1}", lambda c: c.loss.mixture == 0.1),
+    ],
+)
+def test_overrides(minimal, override, read):
+    if override.startswith("rollouts.behaviour.epsilon"):
+        minimal.write_text(yaml.safe_dump(MINIMAL | {"rollouts": {"behaviour": {"method": "trb"}}}))
+    assert read(load_config(minimal, [override]))
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("steps=0", "steps: got 0; allowed: .*greater than or equal to 1"),
+        ("stesp=1", "stesp: there is no such field; did you mean steps"),
+        ("optimisation.lr=1", "optimisation.lr: there is no such field; there are: learning_rate"),
+        ("optimisation.learning_rate=fast", "optimisation.learning_rate: got 'fast'"),
+        ("optimisation.learning_rate=.nan", "optimisation.learning_rate: got nan"),
+        ("rollouts.behaviour={method: trb, epsilon: -1}", "epsilon: got -1"),
+        ("rollouts.behaviour={method: magic}", "magic"),
+        ("server.launch=x.yaml", "urls .* or launch"),
+        ("name=../up", "name: got '../up'"),
+        ("steps", "allowed: key.sub=value"),
+        ("steps.of=3", "steps.of|steps: got"),
+        ("models=null", "models: got None"),
+    ],
+)
+def test_wrong_values_are_named(minimal, override, says):
+    with pytest.raises(WrongConfig, match=says):
+        load_config(minimal, [override])
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "got NoneType; allowed: a mapping"),
+        ("- 1", "got list"),
+        ("a: [", "is not YAML"),
+        ("steps: 1\nsteps: 2", "given twice"),
+        (None, "allowed: a YAML file"),
+        (b"\xff\xfe\x00", "UTF-8"),
+    ],
+)
+def test_unreadable_files_are_named(tmp_path, text, says):
+    path = tmp_path / "run.yaml"
+    if text is not None:
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(WrongConfig, match=says):
+        load_config(path)
+
+
+def test_missing_fields_are_all_named(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("name: run")
+    with pytest.raises(WrongConfig) as caught:
+        load_config(path)
+    for field in ("models", "data", "loss", "server"):
+        assert f"{field}: a value is required" in str(caught.value)
+
+
+BEHAVIOURS = [
+    ({"method": "trb", "epsilon": 0.02, "warmup_steps": 4}, 1, Rule.TRUST_REGION, 0.015, 1.0),
+    ({"method": "trb", "epsilon": 0.02, "warmup_steps": 4}, 4, Rule.STUDENT, 0.0, 1.0),
+    ({"method": "fixed_epsilon", "epsilon": 0.05}, 399, Rule.TRUST_REGION, 0.05, 1.0),
+    ({"method": "student"}, 0, Rule.STUDENT, 0.0, 1.0),
+    ({"method": "temperature_warmup", "initial_temperature": 0.8, "warmup_steps": 10}, 5, Rule.STUDENT, 0.0, 0.9),
+    ({"method": "skd", "top_k": 15, "teacher_temperature": 0.6}, 3, Rule.SKD, 0.0, 1.0),
+    ({"method": "teacher"}, 3, Rule.TEACHER, 0.0, 1.0),
+]
+
+
+@pytest.mark.parametrize(("behaviour", "step", "rule", "epsilon", "temperature"), BEHAVIOURS)
+def test_behaviours(behaviour, step, rule, epsilon, temperature):
+    config = RunConfig.model_validate(MINIMAL | {"rollouts": {"behaviour": behaviour}})
+    blend, drawn_at = config.sampling(step)
+    assert (blend.rule, blend.returned) == (rule, Return.SUPPORT)
+    assert (blend.epsilon, drawn_at) == (pytest.approx(epsilon), pytest.approx(temperature))
+
+
+def test_a_loss_that_needs_the_teachers_support_asks_for_it():
+    config = RunConfig.model_validate(MINIMAL | {"loss": {"name": "entropy_aware"}})
+    assert config.sampling(0)[0].returned is Return.SUPPORT_BOTH
+
+
+def test_every_field_says_what_it_is():
+    def undocumented(model, path):
+        for name, field in model.model_fields.items():
+            nested = getattr(field.annotation, "model_fields", None)
+            if nested is not None:
+                yield from undocumented(field.annotation, [*path, name])
+            elif not field.description:
+                yield ".".join([*path, name])
+
+    assert list(undocumented(RunConfig, [])) == []

@@ -1,0 +1,159 @@
+"""One DeepSpeed update of every ZeRO stage, on one and two processes, against plain PyTorch on all logits at once."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import traceback
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from sglang_trb import align_eos
+from sglang_trb.blend.types import StopAlignment
+from sglang_trb.local_server import free_port
+from tests.pairs import TOKENIZER_SIZE, build_pair
+from trainer.batches import Weighted, collate, deal, micro_batches_per_process
+from trainer.config import Optimisation
+from trainer.log_probs import Vocabulary
+from trainer.losses import ReverseKL
+from trainer.losses.divergences import reverse_kl
+from trainer.rollouts import Rollout, RolloutKey
+
+VOCABULARY = Vocabulary(TOKENIZER_SIZE, StopAlignment((2006,), (2008,), 2006))
+SETTINGS = {"learning_rate": 1e-3, "warmup_steps": 4, "micro_batch_size": 2, "max_grad_norm": 0.1}
+UPDATES = 3
+
+
+@pytest.fixture(scope="module")
+def checkpoint():
+    return str(build_pair("plain").student)
+
+
+def make_rollouts(count=7):
+    rng = np.random.default_rng(0)
+    rollouts = []
+    for i in range(count):
+        length = 3 + 2 * i
+        ids = np.stack([rng.choice(2000, 16, replace=False) for _ in range(length)]).astype(np.int32)
+        q = np.log(rng.dirichlet(np.ones(17), length)[:, :16]).astype(np.float32)
+        names = ("student_logprob", "student_entropy", "teacher_entropy")
+        rollouts.append(
+            Rollout(
+                key=RolloutKey(0, i, 0),
+                weight_version="",
+                finish="stop",
+                prompt_ids=rng.integers(0, 2000, 4 + i).astype(np.int32),
+                token_ids_T=rng.integers(0, 2000, length).astype(np.int32),
+                tokens={name: rng.random(length, np.float32) for name in names},
+                support={"ids": ids, "teacher_logprob": q, "student_logprob": q},
+            )
+        )
+    return rollouts
+
+
+def weighted():
+    return [Weighted(rollout, np.ones(len(rollout), np.float32)) for rollout in make_rollouts()]
+
+
+def reference(checkpoint):
+    """Weights, losses and gradient norms of UPDATES steps on the whole batch, without DeepSpeed and without chunks."""
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.999), weight_decay=0.01)
+    losses, norms = [], []
+    for step in range(UPDATES):
+        total, tokens = torch.zeros(()), 0
+        for rollout in make_rollouts():
+            ids = torch.from_numpy(np.concatenate([rollout.prompt_ids, rollout.token_ids_T]).astype(np.int64))
+            start = len(rollout.prompt_ids) - 1
+            logits = model(ids[None]).logits[0, start : start + len(rollout), :TOKENIZER_SIZE]
+            alignment = VOCABULARY.alignment
+            stops = {"canonical_id": alignment.canonical_id, "masked_ids": alignment.masked_ids}
+            log_probs = align_eos(logits.log_softmax(1), own_ids=alignment.student_ids, **stops)
+            chosen = log_probs.gather(1, torch.from_numpy(rollout.support["ids"].astype(np.int64)))
+            total = total + reverse_kl(chosen, torch.from_numpy(rollout.support["teacher_logprob"]), "surrogate").sum()
+            tokens += len(rollout)
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-3 * 0.5 * (1 - np.cos(np.pi * (step + 1) / 4))
+        optimizer.zero_grad()
+        (total / tokens).backward()
+        norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)))
+        optimizer.step()
+        losses.append(total.item() / tokens)
+    return {name: p.detach() for name, p in model.named_parameters()}, losses, norms
+
+
+def worker(rank, world, port, checkpoint, stage, resume_folder, queue):
+    """One process of a run; with a folder, the state goes through a checkpoint after the first update."""
+    try:
+        values = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_PORT": port}
+        os.environ.update({name: str(value) for name, value in values.items()}, MASTER_ADDR="127.0.0.1")
+        torch.set_num_threads(1)
+        from trainer.engine import TrainEngine
+        from trainer.processes import Processes
+        from trainer.student import Student
+
+        processes = Processes()
+        settings = Optimisation(zero_stage=stage, **SETTINGS)
+        count = micro_batches_per_process(7, world, 2)
+
+        def make_engine():
+            student = Student(checkpoint, VOCABULARY, dtype=torch.float32, chunk=5)
+            return TrainEngine(student, settings, ReverseKL(), processes, count, bf16=False)
+
+        engine = make_engine()
+        hand = [collate(part, 2) for part in processes.deal(deal(weighted(), world, 2, count))]
+        tokens = sum(len(w.rollout) for w in weighted())
+        updates = []
+        for step in range(UPDATES):
+            updates.append(engine.update(hand, tokens, step))
+            if resume_folder is not None and step == 0:
+                engine.save(resume_folder)
+                engine = make_engine()
+                engine.load(resume_folder)
+        weights = engine.weights()
+        queue.put((rank, updates, weights and {name: w.numpy() for name, w in weights.items()}, None))
+        processes.leave()
+    except BaseException:
+        queue.put((rank, None, None, traceback.format_exc()))
+
+
+def run(checkpoint, stage, world, resume_folder=None):
+    context = multiprocessing.get_context("fork")
+    queue, port = context.Queue(), free_port()
+    arguments = [(rank, world, port, checkpoint, stage, resume_folder, queue) for rank in range(world)]
+    workers = [context.Process(target=worker, args=a) for a in arguments]
+    for process in workers:
+        process.start()
+    results = sorted((queue.get(timeout=120) for _ in workers), key=lambda result: result[0])
+    for process in workers:
+        process.join()
+    assert not any(result[3] for result in results), "".join(result[3] or "" for result in results)
+    return results
+
+
+@pytest.mark.parametrize(("stage", "world"), [(0, 1), (1, 1), (3, 1), (0, 2), (2, 2), (3, 2)])
+def test_the_update_is_that_of_plain_pytorch(checkpoint, stage, world):
+    want, losses, norms = reference(checkpoint)
+    results = run(checkpoint, stage, world)
+    for _, updates, _, _ in results:
+        assert [u.loss for u in updates] == pytest.approx(losses, rel=1e-4)
+        assert [u.grad_norm for u in updates] == pytest.approx(norms, rel=1e-3)
+        rates = [1e-3 * 0.5 * (1 - np.cos(np.pi * (k + 1) / 4)) for k in range(UPDATES)]
+        assert [u.learning_rate for u in updates] == pytest.approx(rates)
+    weights = results[0][2]
+    assert all(result[2] is None for result in results[1:])
+    assert weights.keys() == want.keys()
+    # Adam divides by the gradient's size: where that is rounding alone, a step may differ by its whole length.
+    differ = torch.cat([(torch.from_numpy(weights[name]) - want[name]).abs().flatten() for name in want])
+    assert differ.max() < 2.5e-3 and (differ > 2e-5).float().mean() < 1e-3
+
+
+@pytest.mark.parametrize(("stage", "world"), [(0, 1), (3, 2)])
+def test_going_on_from_a_checkpoint_is_bit_identical(checkpoint, stage, world, tmp_path):
+    straight = run(checkpoint, stage, world)
+    resumed = run(checkpoint, stage, world, tmp_path)
+    assert straight[0][1] == resumed[0][1]
+    assert all(np.array_equal(straight[0][2][name], resumed[0][2][name]) for name in straight[0][2])

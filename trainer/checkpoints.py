@@ -1,0 +1,113 @@
+"""Checkpoints: folders that are whole or not there, the last few and the best of them.
+
+A checkpoint ``step-000020`` is the run after 20 updates: ``state.json``, ``engine/`` (DeepSpeed's: optimiser,
+scheduler), ``student/`` (weights, config and tokenizer, for everything that loads a checkpoint).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from trainer.atomic import UNFINISHED, remove_folder, write_file
+from trainer.errors import TrainerError
+
+STATE, ENGINE, STUDENT = "state.json", "engine", "student"
+_NAME = re.compile(r"step-(\d{6,})")
+
+
+class CheckpointBroken(TrainerError, ValueError):
+    """A checkpoint that does not belong to this run, or that somebody changed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A whole checkpoint on disk.
+
+    Attributes:
+        step: updates that were made.
+    """
+
+    folder: Path
+    step: int
+
+    @property
+    def engine(self) -> Path:
+        return self.folder / ENGINE
+
+    @property
+    def student(self) -> Path:
+        return self.folder / STUDENT
+
+    def state(self) -> dict[str, Any]:
+        """What ``state.json`` holds.
+
+        Raises:
+            CheckpointBroken: it is missing, unreadable, or of another step.
+        """
+        try:
+            state = json.loads((self.folder / STATE).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise CheckpointBroken(f"{self.folder / STATE}: {error}") from None
+        if state.get("step") != self.step:
+            raise CheckpointBroken(f"{self.folder / STATE}: step: got {state.get('step')!r}; allowed: {self.step}")
+        return state
+
+
+class CheckpointStore:
+    """The checkpoints of a run.
+
+    Args:
+        folder: where they are.
+        keep_last: how many of the newest are kept, besides the best.
+    """
+
+    def __init__(self, folder: Path, keep_last: int) -> None:
+        self.folder, self._keep_last = folder, keep_last
+
+    def path(self, step: int) -> Path:
+        return self.folder / f"step-{step:06d}"
+
+    def all(self) -> list[Checkpoint]:
+        """Whole checkpoints, oldest first."""
+        return sorted(self._found(), key=lambda checkpoint: checkpoint.step)
+
+    def latest(self) -> Checkpoint | None:
+        checkpoints = self.all()
+        return checkpoints[-1] if checkpoints else None
+
+    def best_step(self) -> int | None:
+        """The step whose evaluation was the best so far, if any was recorded."""
+        path = self.folder / "best.json"
+        return int(json.loads(path.read_text(encoding="utf-8"))["step"]) if path.is_file() else None
+
+    def best_score(self) -> float:
+        """Of `best_step`."""
+        return float(json.loads((self.folder / "best.json").read_text(encoding="utf-8"))["score"])
+
+    def record_best(self, step: int, score: float) -> None:
+        write_file(self.folder / "best.json", json.dumps({"step": step, "score": score}) + "\n")
+
+    def remove_leftovers(self) -> None:
+        """Remove what a killed process left half-written."""
+        for path in self.folder.glob(UNFINISHED + "*"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def prune(self) -> None:
+        """Remove all but the newest ``keep_last`` and the best."""
+        best = self.best_step()
+        for checkpoint in self.all()[: -self._keep_last]:
+            if checkpoint.step != best:
+                remove_folder(checkpoint.folder)
+
+    def _found(self) -> Iterator[Checkpoint]:
+        if self.folder.is_dir():
+            for path in self.folder.iterdir():
+                name = _NAME.fullmatch(path.name)
+                if name and path.is_dir():
+                    yield Checkpoint(path, int(name[1]))

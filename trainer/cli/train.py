@@ -1,0 +1,38 @@
+"""``trb train``: a whole distillation from one file; run again, it goes on where it was stopped."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from trainer.config_file import WrongConfig, dump_config, load_config
+
+DESCRIPTION = """Distil the teacher into the student on blended rollouts. Reads a YAML file; fields can be overridden as
+key.sub=value. A run that was stopped, however, goes on when the same command is given again. Several processes: start
+it with torchrun or deepspeed (torchrun --nproc-per-node 8 -m sglang_trb.cli.main train --config FILE)."""
+
+EPILOG = """What is written goes to FOLDER/NAME of the configuration: metrics.jsonl (a row a step), checkpoints/,
+journal/ (rollouts), evaluations/, tensorboard/, server.log. Exit status: 0 done, 1 failed (state kept), 2 wrong
+usage."""
+
+
+def run(argv: list[str]) -> int:
+    """Run ``trb train``."""
+    parser = argparse.ArgumentParser("trb train", description=DESCRIPTION, epilog=EPILOG, allow_abbrev=False)
+    parser.add_argument("--config", required=True, metavar="FILE", help="the run, in YAML")
+    parser.add_argument("--dry-run", action="store_true", help="check and print the resolved configuration, then stop")
+    parser.add_argument("--quiet", action="store_true", help="print notes only, no progress")
+    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="fields that override the file")
+    arguments = parser.parse_args(argv)
+    try:
+        config = load_config(arguments.config, arguments.overrides)
+    except WrongConfig as error:
+        print(f"trb train: {error}", file=sys.stderr)
+        return 2
+    if arguments.dry_run:
+        print(dump_config(config), end="")
+        return 0
+    from trainer.training import train
+
+    train(config, quiet=arguments.quiet)
+    return 0

@@ -1,0 +1,244 @@
+"""The configuration of a training run: one YAML file, every field documented, nothing else accepted.
+
+The defaults are the paper's Table 2 where it states a value ("Table 2" below).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from sglang_trb.params import BlendParams, Return, Rule
+from trainer import schedules
+from trainer.losses import LossSettings
+
+Budget = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Steps = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A part of the file: unknown keys are errors, and nothing changes after it was read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class TrustRegion(Section):
+    """TRB: sample from mu with a budget that is annealed to 0 (Eq. 1 to 3)."""
+
+    method: Literal["trb"] = "trb"
+    epsilon: Budget = Field(0.01, description="epsilon_0, nats a token; the paper sweeps 0.001 to 0.05")
+    warmup_steps: Steps = Field(25, description="K: the budget reaches 0 here; the paper sweeps 15, 25, 50")
+
+    def at(self, step: int) -> tuple[BlendParams, float]:
+        return _blend(schedules.trust_region_budget(self.epsilon, self.warmup_steps, step)), 1.0
+
+
+class FixedEpsilon(Section):
+    """The same blend with one budget for the whole run (App. A.2)."""
+
+    method: Literal["fixed_epsilon"]
+    epsilon: Budget = Field(0.01, description="nats a token; the paper sweeps 0.001 to 0.05")
+
+    def at(self, step: int) -> tuple[BlendParams, float]:
+        return _blend(self.epsilon), 1.0
+
+
+class Student(Section):
+    """Vanilla OPD: the student's own rollouts."""
+
+    method: Literal["student"]
+
+    def at(self, step: int) -> tuple[BlendParams, float]:
+        return _blend(0.0), 1.0
+
+
+class TemperatureWarmup(Section):
+    """The student at a temperature that rises to 1 (App. A.2)."""
+
+    method: Literal["temperature_warmup"]
+    initial_temperature: float = Field(0.9, gt=0, description="tau_0; the paper sweeps 0.8, 0.9, 0.95")
+    warmup_steps: Steps = Field(25, description="the temperature is 1 from here on; the paper sweeps 15, 25")
+
+    def at(self, step: int) -> tuple[BlendParams, float]:
+        return _blend(0.0), schedules.rollout_temperature(self.initial_temperature, self.warmup_steps, step)
+
+
+class InterleavedTeacher(Section):
+    """SKD: the student's token if it is in the teacher's top K, else the teacher's draw (App. A.2, gamma = 1)."""
+
+    method: Literal["skd"]
+    top_k: int = Field(25, ge=1, description="K; the paper sweeps 15, 25, 50")
+    teacher_temperature: float = Field(1.0, gt=0, description="tau_T of the replacement; the paper sweeps 0.2, 0.6, 1")
+
+    def at(self, step: int) -> tuple[BlendParams, float]:
+        return BlendParams(Rule.SKD, 0.0, self.top_k, self.teacher_temperature, Return.SUPPORT), 1.0
+
+
+class Teacher(Section):
+    """The teacher's own responses: the data of SFT warmup (Table 4)."""
+
+    method: Literal["teacher"]
+
+    def at(self, step: int) -> tuple[BlendParams, float]:
+        return BlendParams(Rule.TEACHER, returned=Return.SUPPORT), 1.0
+
+
+Behaviour = Annotated[
+    TrustRegion | FixedEpsilon | Student | TemperatureWarmup | InterleavedTeacher | Teacher,
+    Field(discriminator="method"),
+]
+"""Who picks the tokens of the rollouts; ``at(k)`` gives the law and the temperature of step k."""
+
+
+def _blend(epsilon: float) -> BlendParams:
+    if epsilon == 0.0:
+        return BlendParams(Rule.STUDENT, returned=Return.SUPPORT)
+    return BlendParams(Rule.TRUST_REGION, epsilon, returned=Return.SUPPORT)
+
+
+class Models(Section):
+    """The pair. The teacher is served, never trained."""
+
+    student: str = Field(description="checkpoint folder or Hugging Face id")
+    teacher: str = Field(description="checkpoint folder or Hugging Face id, as the server hosts it")
+    dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="of the student's weights while training")
+
+
+class Data(Section):
+    """The training prompts, in an order that depends on ``seed`` alone."""
+
+    path: str = Field(description="local jsonl or parquet file")
+    question_field: str = Field("question", description="column with the prompt's text")
+    answer_field: str | None = Field("answer", description="column with the gold answer; null: rewards are not given")
+    limit: int | None = Field(None, ge=1, description="how many prompts to keep; the paper 25,600")
+    shuffle: bool = Field(True, description="permute the prompts by the run's seed; false: the file's order")
+    system_prompt: str | None = Field(None, description="system message of every prompt (Table 2's text, App. A)")
+    template: Literal["chat", "raw"] = Field(
+        "chat", description="the student's chat template, or the question as it is"
+    )
+    enable_thinking: bool | None = Field(None, description="passed to the chat template; null: the template's default")
+    max_prompt_tokens: int = Field(1024, ge=1, description="longer prompts are left out and counted (Table 2)")
+
+
+class Rollouts(Section):
+    """What is drawn at each step."""
+
+    behaviour: Behaviour = Field(default_factory=TrustRegion, description="who picks the tokens")
+    prompts_per_step: int = Field(64, ge=1, description="global batch (Table 2)")
+    samples_per_prompt: int = Field(4, ge=1, description="rollouts per prompt (Table 2)")
+    max_new_tokens: int = Field(7168, ge=1, description="response length (Table 2)")
+    request_timeout_s: float = Field(3600, gt=0, description="a straggler is cancelled after this and drawn anew")
+    max_attempts: int = Field(5, ge=1, description="of one rollout, before the run stops")
+    max_refused_share: float = Field(
+        0.02, ge=0, le=1, description="of a step's rollouts that the server may refuse (NaN row) before the run stops"
+    )
+
+
+class Server(Section):
+    """Where the blended server is: running already, or started and watched by the trainer."""
+
+    urls: tuple[str, ...] = Field((), description="addresses of running servers, each its own (no router in front)")
+    launch: str | None = Field(None, description="server configuration (YAML) to start one server on this machine")
+    launch_options: tuple[str, ...] = Field((), description="SGLang options that override it")
+    admin_key_variable: str = Field("TRB_ADMIN_KEY", description="environment variable with the servers' admin key")
+    max_in_flight: int = Field(64, ge=1, description="requests sent to one server at a time")
+    unreachable_s: float = Field(900, gt=0, description="how long to wait for a dead server before the run stops")
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Server:
+        if bool(self.urls) == (self.launch is not None):
+            raise ValueError("give either urls (running servers) or launch (a server configuration to start)")
+        return self
+
+    def admin_key(self) -> str | None:
+        return os.environ.get(self.admin_key_variable)
+
+
+class Push(Section):
+    """How new weights reach the servers."""
+
+    route: Literal["disk", "tensor", "distributed"] = Field(
+        "disk", description="a folder that server and trainer share; CUDA/shared memory of one host; NCCL"
+    )
+    folder: str | None = Field(None, description="for disk; null: push/ in the run's folder")
+
+
+class Optimisation(Section):
+    """The update (Table 2)."""
+
+    learning_rate: float = Field(1e-5, gt=0, description="after the warm-up")
+    warmup_steps: int = Field(15, ge=0, description="cosine warm-up, then constant")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="of AdamW")
+    weight_decay: float = Field(0.01, ge=0, description="of AdamW")
+    max_grad_norm: float = Field(1.0, gt=0, description="global norm to clip at")
+    zero_stage: Literal[0, 1, 2, 3] = Field(1, description="DeepSpeed ZeRO")
+    micro_batch_size: int = Field(4, ge=1, description="sequences of one forward on one process")
+    gradient_checkpointing: bool = Field(False, description="recompute layers in the backward pass to save memory")
+    logits_chunk: int = Field(256, ge=1, description="positions whose logits exist at a time")
+    max_drift_warn: float = Field(0.02, gt=0, description="mean |log p trainer - log p server|, nats: warn above")
+    max_drift_stop: float = Field(0.2, gt=0, description="the same: stop above, the pair of engines disagrees")
+
+
+class Checkpoints(Section):
+    every: Steps = Field(20, description="updates between checkpoints")
+    keep_last: int = Field(2, ge=1, description="besides the best one")
+    keep_journals: bool = Field(False, description="keep all rollouts, not only those since the last checkpoint")
+
+
+class Benchmark(Section):
+    """One problem set and how it is sampled (Table 3)."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$", description="as it appears in the records")
+    path: str = Field(description="local jsonl or parquet file")
+    question_field: str = Field("question", description="column with the problem")
+    answer_field: str = Field("answer", description="column with the gold answer")
+    samples: int = Field(1, ge=1, description="n; paper: 32 GSM8K, 64 MATH500 and Olympiad, 512 AIME, AMC")
+    limit: int | None = Field(None, ge=1, description="the first so many problems only")
+
+
+class Evaluation(Section):
+    every: int = Field(20, ge=0, description="updates between evaluations (App. A.1); 0: never")
+    at_start: bool = Field(True, description="evaluate before the first update too")
+    benchmarks: tuple[Benchmark, ...] = Field((), description="problem sets")
+    temperature: float = Field(1.0, ge=0, description="Table 3")
+    max_new_tokens: int = Field(8192, ge=1, description="Table 3")
+    grader_workers: int = Field(2, ge=1, description="processes of the pool that runs math-verify")
+
+
+class Records(Section):
+    tensorboard: bool = Field(True, description="write event files to tensorboard/ in the run's folder")
+    wandb_project: str | None = Field(None, description="null: wandb is not used")
+
+
+class RunConfig(Section):
+    """A whole run."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names the run's folder and its weights")
+    folder: str = Field("runs", description="where the run's folder is made")
+    seed: int = Field(0, ge=0, description="of the prompt order, the rollouts and the initialisation")
+    steps: Steps = Field(400, description="optimiser updates; the paper's epoch has 400")
+    models: Models
+    data: Data
+    rollouts: Rollouts = Rollouts()
+    loss: LossSettings = Field(description="see METHODS section 3; every report names its form")
+    server: Server
+    push: Push = Push()
+    optimisation: Optimisation = Optimisation()
+    checkpoints: Checkpoints = Checkpoints()
+    evaluation: Evaluation = Evaluation()
+    records: Records = Records()
+
+    @property
+    def run_folder(self) -> Path:
+        return Path(self.folder).expanduser() / self.name
+
+    def sampling(self, step: int) -> tuple[BlendParams, float]:
+        """The law of the rollouts of step k, and their temperature; the statistics that the loss needs come along."""
+        blend, temperature = self.rollouts.behaviour.at(step)
+        if self.loss.needs_teacher_support:
+            blend = dataclasses.replace(blend, returned=Return.SUPPORT_BOTH)
+        return blend, temperature

@@ -1,0 +1,185 @@
+"""The update: DeepSpeed around the student, one optimiser step for the rollouts of one step.
+
+Legend: _N response tokens of a micro-batch, _K the 16 ids of a support.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed.runtime.zero import GatheredParameters
+
+from trainer import schedules
+from trainer.batches import MicroBatch
+from trainer.config import Optimisation
+from trainer.losses import LossInputs, LossOutput, LossSettings, compute_loss
+from trainer.processes import Processes
+from trainer.student import Student
+
+_TAG = "state"
+
+
+@dataclasses.dataclass(frozen=True)
+class Update:
+    """What one optimiser step did, over the whole global batch.
+
+    Attributes:
+        loss: token-mean.
+        grad_norm: before clipping.
+        learning_rate: that was used.
+        drift_mean, drift_max: |trainer - server| student log-probability of the drawn tokens, nats.
+        metrics: token-means of what the loss reports.
+    """
+
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    drift_mean: float
+    drift_max: float
+    metrics: dict[str, float]
+
+
+class TrainEngine:
+    """The student while it is trained; every process makes one and calls every method, in the same order.
+
+    Args:
+        student: on the CPU; moved to the process's device.
+        settings: the update.
+        loss: what to minimise.
+        processes: this one and the others.
+        micro_batches: that every process brings to an update.
+    """
+
+    def __init__(
+        self,
+        student: Student,
+        settings: Optimisation,
+        loss: LossSettings,
+        processes: Processes,
+        micro_batches: int,
+        *,
+        bf16: bool,
+    ) -> None:
+        self._processes, self._loss, self._settings = processes, loss, settings
+        self._micro_batches = micro_batches
+        optimizer = torch.optim.AdamW(
+            student.parameters(),
+            lr=settings.learning_rate,
+            betas=settings.betas,
+            weight_decay=settings.weight_decay,
+            fused=processes.device.type == "cuda",
+        )
+        factor = partial(schedules.learning_rate_factor, settings.warmup_steps)
+        self._engine, _, _, _ = deepspeed.initialize(
+            model=student,
+            optimizer=optimizer,
+            lr_scheduler=lambda o: torch.optim.lr_scheduler.LambdaLR(o, factor),
+            config=_deepspeed_config(settings, micro_batches, bf16),
+            dist_init_required=False,
+        )
+
+    def update(self, hand: Sequence[MicroBatch], total_tokens: int, step: int) -> Update:
+        """One optimiser step.
+
+        Args:
+            hand: this process's micro-batches, as many as every other's.
+            total_tokens: response tokens of the global batch, which the loss is a mean over.
+            step: k, for losses with a schedule.
+        """
+        assert len(hand) == self._micro_batches
+        learning_rate = self._engine.get_lr()[0]
+        totals: dict[str, float] = {}
+        drift_max = 0.0
+        for micro_batch in hand:
+            output, drift_N = self._forward(micro_batch.to(self._processes.device), step)
+            # DeepSpeed divides by the micro-batches and averages over the processes: undone here, so that what is
+            # minimised is the sum over all tokens divided by their number.
+            scale = self._micro_batches * self._processes.world / total_tokens
+            self._engine.backward(output.loss_sum * scale)
+            sums = {"loss": float(output.loss_sum.detach()), "drift": float(drift_N.sum()), **output.metric_sums}
+            totals = {name: totals.get(name, 0.0) + value for name, value in sums.items()}
+            drift_max = max(drift_max, float(drift_N.max()) if len(drift_N) else 0.0)
+            norm = self._norm_before_step()
+            self._engine.step()
+        means = {name: value / total_tokens for name, value in self._processes.sum(totals).items()}
+        return Update(
+            loss=means.pop("loss"),
+            grad_norm=float(norm if norm is not None else self._engine.get_global_grad_norm()),
+            learning_rate=learning_rate,
+            drift_mean=means.pop("drift"),
+            drift_max=self._processes.max(drift_max),
+            metrics=means,
+        )
+
+    def weights(self) -> dict[str, torch.Tensor] | None:
+        """The student's whole weights on the CPU under their usual names, on the leader; None elsewhere."""
+        student = self._engine.module
+        parameters = dict(student.named_weights())
+        if self._settings.zero_stage < 3:
+            return {n: p.detach().cpu().clone() for n, p in parameters.items()} if self._processes.leads else None
+        gathered = {}
+        for name, parameter in parameters.items():
+            with GatheredParameters([parameter]):
+                if self._processes.leads:
+                    gathered[name] = parameter.detach().cpu().clone()
+        return gathered if self._processes.leads else None
+
+    def save(self, folder: Path) -> None:
+        """Write the state of model, optimiser and scheduler into an existing folder that all processes see."""
+        self._engine.save_checkpoint(str(folder), tag=_TAG, client_state={"torch_random": torch.get_rng_state()})
+
+    def load(self, folder: Path) -> None:
+        """Go back to what `save` wrote."""
+        path, state = self._engine.load_checkpoint(str(folder), tag=_TAG)
+        assert path is not None, f"DeepSpeed found nothing in {folder}"
+        torch.set_rng_state(state["torch_random"])
+
+    def _forward(self, batch: MicroBatch, step: int) -> tuple[LossOutput, torch.Tensor]:
+        ids_NK = [batch.support_ids_NK, batch.token_ids_N[:, None]]
+        if batch.teacher_ids_NK is not None:
+            ids_NK.append(batch.teacher_ids_NK)
+        log_probs, entropy_N = self._engine(
+            batch.input_ids_BT,
+            batch.prompt_lengths_B,
+            batch.response_lengths_B,
+            torch.cat(ids_NK, dim=1),
+        )
+        student_NK, token_N, teacher_support = log_probs[:, :16], log_probs[:, 16], log_probs[:, 17:]
+        inputs = LossInputs(
+            student_logprob_NK=student_NK,
+            teacher_logprob_NK=batch.teacher_logprob_NK,
+            token_logprob_N=token_N,
+            student_entropy_N=entropy_N,
+            teacher_entropy_N=batch.teacher_entropy_N,
+            position_weight_N=batch.position_weight_N,
+            teacher_support_student_logprob_NK=None if batch.teacher_ids_NK is None else teacher_support,
+            teacher_support_teacher_logprob_NK=batch.teacher_own_logprob_NK,
+        )
+        drift_N = (token_N.detach().float() - batch.rollout_logprob_N).abs()
+        return compute_loss(self._loss, inputs, step), drift_N
+
+    def _norm_before_step(self) -> torch.Tensor | None:
+        """DeepSpeed's plain stage 0 reports no norm: take it from the averaged gradients before they are clipped."""
+        if self._settings.zero_stage > 0 or self._engine.bfloat16_enabled():
+            return None
+        if not self._engine.is_gradient_accumulation_boundary():
+            return None
+        return torch.nn.utils.get_total_norm([p.grad for p in self._engine.module.parameters() if p.grad is not None])
+
+
+def _deepspeed_config(settings: Optimisation, micro_batches: int, bf16: bool) -> dict[str, Any]:
+    return {
+        "train_micro_batch_size_per_gpu": settings.micro_batch_size,
+        "gradient_accumulation_steps": micro_batches,
+        "gradient_clipping": settings.max_grad_norm,
+        "zero_optimization": {"stage": settings.zero_stage},
+        "zero_allow_untested_optimizer": True,
+        "bf16": {"enabled": bf16},
+        "steps_per_print": 1 << 30,
+    }

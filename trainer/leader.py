@@ -1,0 +1,239 @@
+"""What one process does for all: servers, prompts, journals, grading, evaluation.
+
+The leader's methods are synchronous; inside, requests run on an event loop of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import uvloop
+from transformers import AutoTokenizer
+
+from sglang_trb.local_server import LocalServer
+from sglang_trb.params import BlendParams, Return, Rule
+from trainer.client import TrbClient, session
+from trainer.collector import Collector
+from trainer.config import Benchmark, RunConfig
+from trainer.errors import TrainerError
+from trainer.grading import Grade, Grader, Verdict
+from trainer.journal import StepJournal, step_path
+from trainer.launch import WatchedServer
+from trainer.log_probs import Vocabulary
+from trainer.problems import Problem, read_problems
+from trainer.prompts import PromptStream, Renderer
+from trainer.push import DiskPusher
+from trainer.rollouts import Order, Rollout, RolloutKey
+from trainer.servers import ServerPool
+from trainer.statistics import PassAt1, pass_at_1
+
+Result = TypeVar("Result")
+Progress = Callable[[int, int, int], None]
+
+
+class OtherPair(TrainerError, ValueError):
+    """A server hosts another pair than the one that is trained."""
+
+
+class Leader(contextlib.AbstractContextManager):
+    """Use as a context manager; entering starts or reaches the servers.
+
+    Args:
+        config: the run.
+        vocabulary: of the pair, as this process read it from the checkpoints.
+        note: called with a line for people.
+        on_rollout: called with (finished, wanted, tokens) as rollouts come.
+    """
+
+    def __init__(
+        self, config: RunConfig, vocabulary: Vocabulary, note: Callable[[str], None], on_rollout: Progress
+    ) -> None:
+        self.config, self._vocabulary, self._note, self._on_rollout = config, vocabulary, note, on_rollout
+        self.tokenizer = AutoTokenizer.from_pretrained(config.models.student)
+        data = config.data
+        self._render = Renderer(self.tokenizer, data.template, data.system_prompt, data.enable_thinking)
+        self.problems = read_problems(
+            data.path, question_field=data.question_field, answer_field=data.answer_field, limit=data.limit
+        )
+        self.prompts = PromptStream(
+            self.problems,
+            self._render,
+            max_prompt_tokens=data.max_prompt_tokens,
+            per_step=config.rollouts.prompts_per_step,
+            seed=config.seed if data.shuffle else None,
+        )
+        folder = config.run_folder / "push" if config.push.folder is None else Path(config.push.folder)
+        self.pusher = DiskPusher(folder, config.models.student)
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> Leader:
+        with self._stack as stack:
+            self._grader = stack.enter_context(Grader(self.config.evaluation.grader_workers))
+            urls, revive = self._start_servers(stack)
+            self._loop = uvloop.new_event_loop()
+            stack.callback(self._loop.close)
+            http = self._run(_async(session))
+            stack.callback(lambda: self._run(http.close()))
+            key = self.config.server.admin_key()
+            clients = [TrbClient(url, http, key) for url in urls]
+            self.pool = ServerPool(clients, self.config.server.unreachable_s, self._note, revive)
+            rollouts = self.config.rollouts
+            self._collector = Collector(
+                self.pool,
+                max_in_flight=self.config.server.max_in_flight,
+                request_timeout_s=rollouts.request_timeout_s,
+                max_attempts=rollouts.max_attempts,
+                max_refused_share=rollouts.max_refused_share,
+                on_progress=self._on_rollout,
+                note=self._note,
+            )
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        self._stack.__exit__(*raised)
+
+    def serve(self, weights: Mapping[str, torch.Tensor], step: int) -> None:
+        """Bring every server to the student after ``step`` updates; checks that they host the right pair."""
+        version = self.weight_version(step)
+        self.pusher.write(weights, version)
+        self.pool.expect(version, self.pusher.resync)
+        self._run(self.pool.all_ready())
+        self._run(self._check_pairs())
+
+    def weight_version(self, step: int) -> str:
+        return f"{self.config.name}/step-{step}"
+
+    def journal(self, step: int) -> StepJournal:
+        return StepJournal(step_path(self.config.run_folder / "journal", step))
+
+    def is_collected(self, step: int) -> bool:
+        """Whether the journal has every rollout of step k already."""
+        with self.journal(step) as journal:
+            return len(journal.entries) == len(self._orders(step))
+
+    def collect(self, step: int) -> list[Rollout]:
+        """The rollouts of step k in the order of their keys; from the journal where it has them."""
+        with self.journal(step) as journal:
+            orders = self._orders(step)
+            if len(journal.entries) < len(orders):
+                self._run(self._collector.collect(orders, journal))
+            return journal.rollouts()
+
+    def grade(self, rollouts: Sequence[Rollout]) -> list[Grade | None]:
+        """Each rollout against its problem's gold answer; None where the problem has none."""
+        per_step = self.config.rollouts.prompts_per_step
+        by_position = {p.position: p.problem for r in rollouts for p in self.prompts.step(r.key.prompt // per_step)}
+        golds = [self.problems[by_position[rollout.key.prompt]].answer for rollout in rollouts]
+        return self._graded(rollouts, golds)
+
+    def evaluate(self, benchmark: Benchmark, step: int) -> tuple[PassAt1, int]:
+        """pass@1 of the served student after ``step`` updates, and how many answers the grader failed on."""
+        problems = read_problems(
+            benchmark.path,
+            question_field=benchmark.question_field,
+            answer_field=benchmark.answer_field,
+            limit=benchmark.limit,
+        )
+        orders = [
+            self._evaluation_order(problem, index, sample, step)
+            for index, problem in enumerate(problems)
+            for sample in range(benchmark.samples)
+        ]
+        path = self.config.run_folder / "evaluations" / f"step-{step:06d}" / f"{benchmark.name}.rollouts"
+        with StepJournal(path) as journal:
+            self._run(self._collector.collect(orders, journal))
+            responses = journal.rollouts()
+        grades = self._graded(responses, [problems[r.key.prompt].answer for r in responses])
+        right: dict[int, list[bool]] = {}
+        faults = 0
+        for response, grade in zip(responses, grades, strict=True):
+            if grade is None or grade.verdict is Verdict.FAULT:
+                faults += 1
+            else:
+                right.setdefault(response.key.prompt, []).append(grade.verdict is Verdict.RIGHT)
+        return pass_at_1([sum(verdicts) / len(verdicts) for verdicts in right.values()]), faults
+
+    def _orders(self, step: int) -> list[Order]:
+        blend, temperature = self.config.sampling(step)
+        rollouts = self.config.rollouts
+        orders = []
+        for prompt in self.prompts.step(step):
+            for sample in range(rollouts.samples_per_prompt):
+                key = RolloutKey(step, prompt.position, sample)
+                seed, version = key.seed(self.config.seed), self.weight_version(step)
+                limit = rollouts.max_new_tokens
+                orders.append(Order(key, prompt.token_ids, blend, temperature, limit, seed, version))
+        return orders
+
+    def _evaluation_order(self, problem: Problem, index: int, sample: int, step: int) -> Order:
+        settings = self.config.evaluation
+        key = RolloutKey(step, index, sample)
+        return Order(
+            key,
+            self._render(problem.question),
+            BlendParams(Rule.STUDENT, returned=Return.SUMMARY),
+            settings.temperature,
+            settings.max_new_tokens,
+            key.seed(~self.config.seed),
+            self.weight_version(step),
+        )
+
+    def _graded(self, rollouts: Sequence[Rollout], golds: Sequence[str | None]) -> list[Grade | None]:
+        texts = [self.tokenizer.decode(r.token_ids_T, skip_special_tokens=True) for r in rollouts]
+        known = [(text, gold) for text, gold in zip(texts, golds, strict=True) if gold is not None]
+        grades = iter(self._grader.grade(known))
+        return [None if gold is None else next(grades) for gold in golds]
+
+    def _start_servers(self, stack: contextlib.ExitStack) -> tuple[Sequence[str], Callable[[], None]]:
+        server = self.config.server
+        if server.launch is None:
+            return server.urls, lambda: None
+        options = ["--model-path", self.config.models.student]
+        options += ["--speculative-draft-model-path", self.config.models.teacher, *server.launch_options]
+        key = server.admin_key()
+        if key is not None:
+            options += ["--admin-api-key", key]
+        local = LocalServer(server.launch, options, log=self.config.run_folder / "server.log")
+        watched = WatchedServer(local, self._note)
+        stack.callback(watched.stop)
+        watched.start()
+        return [local.address], watched.revive
+
+    async def _check_pairs(self) -> None:
+        alignment = self._vocabulary.alignment
+        ours = {"student": [*alignment.student_ids], "teacher": [*alignment.teacher_ids]}
+        for client in self.pool.clients:
+            info = await client.info()
+            theirs = {side: info["stop_ids"][side] for side in ours}
+            if theirs != ours or info["vocab_size"] != self._vocabulary.size:
+                raise OtherPair(
+                    f"{client.url}: got stop ids {theirs} and {info['vocab_size']} ids; "
+                    f"allowed: {ours} and {self._vocabulary.size}, as models.student and models.teacher have them"
+                )
+
+    def _run(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
+        return self._loop.run_until_complete(coroutine)
+
+
+async def _async(make: Callable[[], Result]) -> Result:
+    return make()
+
+
+def timed(seconds: dict[str, float], name: str) -> contextlib.AbstractContextManager[None]:
+    """Add the block's wall-clock time to ``seconds[name]``."""
+
+    @contextlib.contextmanager
+    def measure():
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            seconds[name] = seconds.get(name, 0.0) + time.monotonic() - started
+
+    return measure()

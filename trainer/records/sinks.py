@@ -1,0 +1,115 @@
+"""Where rows are shown besides the metrics file: TensorBoard, and wandb if it is asked for.
+
+Each imports its library only when it is made. Checked with tensorboard 2.21.0; wandb against its documentation only.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from trainer.errors import TrainerError
+
+
+class SinkUnavailable(TrainerError, ImportError):
+    """A sink was asked for whose library is not installed."""
+
+
+class SinkFailed(TrainerError, RuntimeError):
+    """A sink could not take a row; the message names the sink and says why."""
+
+
+class Sink(Protocol):
+    """Takes rows in the order of their steps. Raises SinkFailed, and nothing else, when it cannot."""
+
+    def write(self, row: Mapping[str, float]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class TensorBoardSink:
+    """Writes each value as a scalar of its step."""
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        """Open a new event file.
+
+        Args:
+            folder: where the event files go; the same folder when a run is resumed.
+            first_step: the first step that will be written; TensorBoard hides what a killed run wrote from there on.
+
+        Raises:
+            SinkUnavailable: tensorboard is not installed.
+        """
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise SinkUnavailable(f"records.tensorboard is on, but {error}: pip install tensorboard") from error
+        self._writer: Any = SummaryWriter(str(folder), purge_step=first_step)
+
+    def write(self, row: Mapping[str, float]) -> None:
+        try:
+            for name, value in row.items():
+                if name != "step":
+                    self._writer.add_scalar(name, value, int(row["step"]))
+            self._writer.flush()
+        except OSError as error:
+            raise SinkFailed(f"TensorBoard failed: {error}") from error
+
+    def close(self) -> None:
+        try:
+            self._writer.close()
+        except OSError as error:
+            raise SinkFailed(f"TensorBoard failed: {error}") from error
+
+
+class WandbSink:
+    """Logs each row to one wandb run, with ``step`` as the axis of every chart.
+
+    wandb keeps what it was sent: steps that a resumed run repeats are there twice, with equal values.
+    """
+
+    def __init__(self, project: str, run_id: str, folder: Path, settings: Mapping[str, Any]) -> None:
+        """Start the wandb run, or go on with it.
+
+        Args:
+            project: wandb's project.
+            run_id: the same id when a run is resumed; letters, digits, - and _.
+            folder: where wandb keeps its local files.
+            settings: the run's resolved settings, shown by wandb.
+
+        Raises:
+            SinkUnavailable: wandb is not installed.
+            SinkFailed: wandb would not start (no login, no network).
+        """
+        try:
+            wandb = importlib.import_module("wandb")
+        except ImportError as error:
+            raise SinkUnavailable(
+                "records.wandb_project is set, but wandb is not installed: pip install wandb"
+            ) from error
+        self._failures: tuple[type[Exception], ...] = (wandb.Error, OSError)
+        try:
+            self._run: Any = wandb.init(
+                project=project, id=run_id, name=run_id, resume="allow", dir=str(folder), config=dict(settings)
+            )
+            self._run.define_metric("step")
+            self._run.define_metric("*", step_metric="step")
+        except self._failures as error:
+            raise SinkFailed(f"wandb would not start: {error}") from error
+
+    def write(self, row: Mapping[str, float]) -> None:
+        # wandb draws no point for NaN and the infinities, and its JSON is not strict about them.
+        finite = {name: value for name, value in row.items() if math.isfinite(value)}
+        try:
+            self._run.log(finite)
+        except self._failures as error:
+            raise SinkFailed(f"wandb failed: {error}") from error
+
+    def close(self) -> None:
+        try:
+            self._run.finish()
+        except self._failures as error:
+            raise SinkFailed(f"wandb failed: {error}") from error
