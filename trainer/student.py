@@ -7,6 +7,7 @@ _K asked ids.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -99,7 +100,7 @@ class Student(nn.Module):
         return self.causal_lm.named_parameters()
 
 
-def _check_plain_head(checkpoint: str, model: nn.Module) -> None:
+def _check_plain_head(checkpoint: str, model: Any) -> None:
     config = model.config.get_text_config()
     for field in _LOGIT_CHANGES:
         value = getattr(config, field, None)
