@@ -5,7 +5,7 @@ PY := .venv/bin/python
 # A GPU, where there is one, is left alone: .venv is the CPU environment.
 export CUDA_VISIBLE_DEVICES :=
 
-.PHONY: help setup demo test test-slow lint bench clean
+.PHONY: help setup demo demo-serve test test-slow lint bench clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -13,7 +13,10 @@ help: ## show this list
 setup: ## create or update .venv (CPU environment, exact versions of requirements/cpu.lock)
 	@scripts/setup_env.sh
 
-demo: setup ## the main job: serve a real small pair and show what the blend does to its answers
+demo: setup ## the main job: train a small student on blended rollouts, measure it before and after
+	$(PY) -m examples.micro.demo
+
+demo-serve: setup ## serve a real small pair and show what the blend does to its answers
 	$(PY) examples/smollm2/demo.py
 
 test: setup ## unit tests, then tests against a real SGLang server on the CPU

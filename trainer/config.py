@@ -161,10 +161,8 @@ class Server(Section):
 class Push(Section):
     """How new weights reach the servers."""
 
-    route: Literal["disk", "tensor", "distributed"] = Field(
-        "disk", description="a folder that server and trainer share; CUDA/shared memory of one host; NCCL"
-    )
-    folder: str | None = Field(None, description="for disk; null: push/ in the run's folder")
+    route: Literal["disk"] = Field("disk", description="a folder that trainer and servers share")
+    folder: str | None = Field(None, description="null: push/ in the run's folder")
 
 
 class Optimisation(Section):
