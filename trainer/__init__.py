@@ -1,1 +1,1 @@
-"""The client side: collects blended rollouts over HTTP and trains the student on them. Not part of this version."""
+"""The client side: collects blended rollouts over HTTP and trains the student on them."""

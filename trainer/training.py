@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +31,7 @@ from trainer.journal import step_path
 from trainer.leader import Leader, timed
 from trainer.log_probs import Vocabulary
 from trainer.losses import tip_weights
+from trainer.losses.divergences import LOG_PROB_FLOOR
 from trainer.losses.settings import TIP
 from trainer.processes import Processes
 from trainer.progress import TrainingProgress
@@ -51,6 +53,10 @@ from trainer.student import Student
 
 class EnginesDisagree(TrainerError, RuntimeError):
     """Trainer and server give the same tokens different probabilities: what is trained is not what was sampled."""
+
+
+class NotFinite(TrainerError, ArithmeticError):
+    """An update came out NaN or infinite."""
 
 
 class NothingToTrainOn(TrainerError, RuntimeError):
@@ -126,7 +132,7 @@ class _Training:
         with timed(seconds, "train"):
             hand, tokens = self._deal(rollouts)
             update = self.engine.update(hand, tokens, step)
-        self._check_drift(update)
+        self._check(update)
         done = step + 1
         evaluation = self.config.evaluation
         due = evaluation.every and evaluation.benchmarks and (done % evaluation.every == 0 or done == self.config.steps)
@@ -210,8 +216,11 @@ class _Training:
         row |= {f"rollout/{name}": value for name, value in update.metrics.items()}
         return row | _rewards(self.leader.grade(rollouts))
 
-    def _check_drift(self, update: Update) -> None:
+    def _check(self, update: Update) -> None:
         settings = self.config.optimisation
+        for name, value in (("loss", update.loss), ("gradient norm", update.grad_norm), ("drift", update.drift_mean)):
+            if not math.isfinite(value):
+                raise NotFinite(f"{name}: got {value}; allowed: a finite number; the last checkpoint is from before it")
         said = f"trainer and server differ by {update.drift_mean:.2e} nats a token on average"
         if update.drift_mean > settings.max_drift_stop:
             raise EnginesDisagree(f"{said}; allowed: optimisation.max_drift_stop = {settings.max_drift_stop:g}")
@@ -334,7 +343,7 @@ def _rewards(grades: Sequence[Grade | None]) -> Row:
 def _reverse_kl(rollout: Rollout) -> np.ndarray:
     """Over the support at rollout time, unnormalised; float64 [T], nats."""
     log_p = rollout.support["student_logprob"].astype(np.float64)
-    log_q = np.maximum(rollout.support["teacher_logprob"].astype(np.float64), -50.0)
+    log_q = np.maximum(rollout.support["teacher_logprob"].astype(np.float64), LOG_PROB_FLOOR)
     with np.errstate(invalid="ignore"):
         terms = np.exp(log_p) * (log_p - log_q)
     return np.where(np.isneginf(log_p), 0.0, terms).sum(1)
