@@ -20,11 +20,11 @@ ALIGNMENTS = {
 }
 
 
-def inputs(seed=0, dtype=torch.float64, scale=1.0):
+def inputs(seed=0, dtype=torch.float64, scale=1.0, rows=ROWS, hidden_size=HIDDEN, asked=16):
     generator = torch.Generator().manual_seed(seed)
-    hidden = torch.randn(ROWS, HIDDEN, generator=generator, dtype=torch.float64) * scale
-    weight = torch.randn(SIZE + 4, HIDDEN, generator=generator, dtype=torch.float64)  # four rows of padding
-    ids = torch.stack([torch.randperm(SIZE, generator=generator)[:16] for _ in range(ROWS)])
+    hidden = torch.randn(rows, hidden_size, generator=generator, dtype=torch.float64) * scale
+    weight = torch.randn(SIZE + 4, hidden_size, generator=generator, dtype=torch.float64)  # four rows of padding
+    ids = torch.stack([torch.randperm(SIZE, generator=generator)[:asked] for _ in range(rows)])
     return hidden.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_(), ids
 
 
@@ -59,24 +59,52 @@ def test_values_and_gradients_are_those_of_all_logits_at_once(name, chunk, dtype
 
 
 def test_gradients_are_those_of_finite_differences():
-    hidden, weight, ids = inputs()
+    hidden, weight, ids = inputs(rows=3, hidden_size=2, asked=3)
     ids[:, 0] = 7  # the canonical id, whose event has two ids
     vocabulary = Vocabulary(SIZE, ALIGNMENTS["several"])
 
     def allowed(hidden, weight):
-        log_probs, _ = gathered_log_probs(hidden, weight, ids, vocabulary, 3)
+        log_probs, _ = gathered_log_probs(hidden, weight, ids, vocabulary, 2)
         return log_probs[~torch.isin(ids, torch.tensor([3, 5, 9]))]
 
     assert torch.autograd.gradcheck(allowed, (hidden, weight))
 
 
-def test_masked_ids_poison_nothing():
-    hidden, weight, ids = inputs(dtype=torch.float32)
-    ids[:, 0] = 5
+@pytest.mark.parametrize("upstream", [1.0, float("nan"), float("-inf")])
+def test_ids_without_probability_poison_nothing(upstream):
+    hidden, weight, ids = inputs()
+    ids[ids == 5], ids[:, 0], ids[:, 1] = 6, 5, SIZE + 1  # masked; beyond the vocabulary
     log_probs, _ = gathered_log_probs(hidden, weight, ids, Vocabulary(SIZE, ALIGNMENTS["moved"]))
-    log_probs.exp().sum().backward()
-    assert log_probs[:, 0].isneginf().all()
-    assert hidden.grad.isfinite().all() and weight.grad.isfinite().all()
+    assert log_probs[:, :2].isneginf().all() and log_probs[:, 2:].isfinite().all()
+    gradient = torch.ones_like(log_probs)
+    gradient[:, :2] = upstream
+    got = torch.autograd.grad(log_probs, (hidden, weight), gradient, retain_graph=True)
+    want = torch.autograd.grad(log_probs[:, 2:].sum(), (hidden, weight))
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(got, want, strict=True))
+
+
+def test_bfloat16_weights_have_float32_logits():
+    hidden, weight, ids = inputs(dtype=torch.bfloat16)
+    alignment = ALIGNMENTS["several"]
+    log_probs, entropy = gathered_log_probs(hidden, weight, ids, Vocabulary(SIZE, alignment), 4)
+    want, want_entropy = naive(hidden, weight, ids, alignment)
+    on = want.isfinite()
+    assert log_probs.dtype == entropy.dtype == torch.float32
+    torch.testing.assert_close(log_probs[on].double(), want[on], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(entropy.double(), want_entropy, rtol=1e-5, atol=1e-5)
+    upstream = torch.linspace(-1, 1, int(on.sum()))
+    got = torch.autograd.grad((log_probs[on] * upstream).sum(), (hidden, weight))
+    expected = torch.autograd.grad((want[on] * upstream).sum(), (hidden, weight))
+    for ours, theirs in zip(got, expected, strict=True):
+        # bfloat16 rounds by 2^-9 at most: the result, and for hidden states the gradient of the logits before that.
+        assert ours.dtype == torch.bfloat16
+        assert (ours - theirs).norm() < 2 * 2**-9 * theirs.norm()
+
+
+def test_positions_without_ids_are_noticed():
+    hidden, weight, ids = inputs()
+    with pytest.raises(AssertionError, match="11 positions, ids for 1"):
+        gathered_log_probs(hidden, weight, ids[:1], Vocabulary(SIZE, ALIGNMENTS["moved"]))
 
 
 @pytest.mark.parametrize("scale", [1e-3, 50.0])
@@ -97,25 +125,28 @@ def test_no_positions_at_all():
     assert weight.grad.count_nonzero() == 0
 
 
-def test_memory_of_a_long_response_over_a_large_vocabulary():
-    """7,168 × 151,936 logits would take 4.1 GiB; the issue allows 1 GiB over the weights, with their gradient."""
-    out = subprocess.run([sys.executable, "-c", _LONG], check=True, capture_output=True, text=True)
+@pytest.mark.parametrize("tokens", [512, pytest.param(7168, marks=pytest.mark.slow)])
+def test_memory_of_a_long_response_over_a_large_vocabulary(tokens):
+    """7,168 × 151,936 logits would take 4.1 GiB; allowed is 1 GiB over the weights with their gradient.
+
+    Two chunks have the peak of all of them.
+    """
+    out = subprocess.run([sys.executable, "-c", _LONG, str(tokens)], check=True, capture_output=True, text=True)
     assert float(out.stdout) < 1.0, f"{out.stdout} GiB"
 
 
 _LONG = """
-import resource, torch
+import resource, sys, torch
 from sglang_trb.blend.types import StopAlignment
 from trainer.log_probs import Vocabulary, gathered_log_probs
-tokens, size, hidden_size = 512, 151_936, 128
+tokens, size, hidden_size = int(sys.argv[1]), 151_936, 128
 torch.set_num_threads(1)
-hidden = torch.randn(7168, hidden_size, requires_grad=True)
+hidden = torch.randn(tokens, hidden_size, requires_grad=True)
 weight = torch.randn(size, hidden_size, requires_grad=True)
-ids = torch.randint(0, size, (7168, 17))
+ids = torch.randint(0, size, (tokens, 17))
 weight.grad, hidden.grad = torch.zeros_like(weight), torch.zeros_like(hidden)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-# Two chunks have the peak of all of them; the rest would only take time.
-log_probs, _ = gathered_log_probs(hidden[:tokens], weight, ids[:tokens], Vocabulary(size, StopAlignment((3,), (5,), 3)))
+log_probs, _ = gathered_log_probs(hidden, weight, ids, Vocabulary(size, StopAlignment((3,), (5,), 3)))
 log_probs.sum().backward()
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20)
 """

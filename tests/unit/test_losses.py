@@ -202,12 +202,15 @@ def test_veto_at_student_equal_to_teacher_has_its_analytic_value():
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=ids_of)
-def test_the_sum_over_parts_is_the_sum(settings):
+def test_the_sum_over_parts_is_the_weighted_sum_over_positions(settings):
     rows = Rows()
     rows.weight = torch.linspace(0, 2, ROWS, dtype=torch.float64)
     whole = rows.loss(settings, rows.student).item()
     parts = [rows.loss(settings, rows.student, rows=slice(a, b)).item() for a, b in ((0, 1), (1, 5), (5, 5), (5, ROWS))]
     assert sum(parts) == pytest.approx(whole, rel=1e-12)
+    unweighted = Rows()
+    each = [unweighted.loss(settings, rows.student, rows=slice(n, n + 1)).item() for n in range(ROWS)]
+    assert np.dot(each, rows.weight.numpy()) == pytest.approx(whole, rel=1e-12)
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=ids_of)
@@ -255,45 +258,35 @@ def test_an_id_without_probability_counts_as_if_it_were_not_in_the_support(norma
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=ids_of)
 def test_from_hidden_states_to_the_loss_in_float32(settings):
-    """The chunked head and the loss together against all logits at once in float64, stop ids aligned."""
-    alignment, hidden_size = StopAlignment((3, 4), (4, 5), 3), 6
-    rows = Rows()
+    """The chunked head and the loss together, against all logits at once in float64."""
+    alignment = StopAlignment((3, 4), (4, 5), 3)
     generator = torch.Generator().manual_seed(2)
-    hidden = torch.randn(ROWS, hidden_size, generator=generator)
-    weight = torch.randn(VOCABULARY, hidden_size, generator=generator)
+    head = [torch.randn(size, 6, generator=generator) for size in (ROWS, VOCABULARY)]
 
-    def all_at_once(hidden, weight):
-        options = {"canonical_id": alignment.canonical_id, "masked_ids": alignment.masked_ids}
-        return align_eos((hidden @ weight.t()).log_softmax(1), own_ids=alignment.student_ids, **options)
+    exact = [tensor.double().requires_grad_() for tensor in head]
+    options = {"own_ids": (3, 4), "canonical_id": 3, "masked_ids": alignment.masked_ids}
+    law = align_eos((exact[0] @ exact[1].t()).log_softmax(1), **options)
+    rows = Rows()
+    rows.support = law.topk(K, 1).indices
+    rows.teacher_support, rows.drawn = rows.support.flip(0), rows.support[:, 0]
+    rows.teacher_support[rows.teacher_support == 3] = 4  # no probability
+    want = rows.loss(settings, law)
 
-    exact = [tensor.double().requires_grad_() for tensor in (hidden, weight)]
-    rows.support = all_at_once(*exact).topk(K, 1).indices
-    rows.drawn = rows.support[:, 0]
-    rows.teacher_support = rows.support.flip(1)
-    naive_loss = compute_loss(PARSE(settings), rows.inputs(_aligned_logits(all_at_once(*exact))), 1).loss_sum
-
-    ours = [tensor.clone().requires_grad_() for tensor in (hidden, weight)]
+    ours = [tensor.clone().requires_grad_() for tensor in head]
     ids = torch.cat([rows.support, rows.drawn[:, None], rows.teacher_support], 1)
     log_p, entropy = gathered_log_probs(*ours, ids, Vocabulary(VOCABULARY, alignment), 3)
-    fixed = _cast(rows.inputs(_aligned_logits(all_at_once(*exact))), torch.float32)
-    inputs = LossInputs(
-        **{
-            **vars(fixed),
-            "student_logprob_NK": log_p[:, :K],
-            "token_logprob_N": log_p[:, K],
-            "teacher_support_student_logprob_NK": log_p[:, K + 1 :],
-            "student_entropy_N": entropy,
-        }
-    )
-    loss = compute_loss(PARSE(settings), inputs, 1).loss_sum
-    assert loss.item() == pytest.approx(naive_loss.item(), rel=1e-5, abs=1e-5)
-    for got, want in zip(torch.autograd.grad(loss, ours), torch.autograd.grad(naive_loss, exact), strict=True):
-        torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-5)
-
-
-def _aligned_logits(log_probs):
-    """What `Rows.inputs` takes: a law is its own logits."""
-    return log_probs
+    computed = {
+        "student_logprob_NK": log_p[:, :K],
+        "token_logprob_N": log_p[:, K],
+        "teacher_support_student_logprob_NK": log_p[:, K + 1 :],
+        "student_entropy_N": entropy,
+    }
+    given = _cast(rows.inputs(law.detach()), torch.float32)
+    loss = compute_loss(PARSE(settings), LossInputs(**vars(given) | computed), 1).loss_sum
+    assert loss.item() == pytest.approx(want.item(), rel=1e-5, abs=1e-5)
+    gradients = zip(torch.autograd.grad(loss, ours), torch.autograd.grad(want, exact), strict=True)
+    for got, expected in gradients:
+        torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_metrics_are_those_of_the_rows():
