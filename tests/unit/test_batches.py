@@ -1,0 +1,61 @@
+"""Micro-batches: every rollout once, the same count for every process, tensors that line up token by token."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from tests.rollout_answers import make_rollout
+from trainer.batches import Weighted, collate, deal, micro_batches_per_process
+from trainer.rollouts import RolloutKey
+
+
+def make(lengths, teacher_support=False):
+    rollouts = [make_rollout(RolloutKey(0, i, 0), n, teacher_support=teacher_support) for i, n in enumerate(lengths)]
+    return [Weighted(r, np.arange(len(r), dtype=np.float32)) for r in rollouts]
+
+
+@pytest.mark.parametrize(("sequences", "processes", "size"), [(7, 1, 2), (7, 2, 2), (256, 8, 4), (1, 4, 3), (9, 2, 16)])
+def test_every_rollout_is_dealt_once_and_nobody_gets_more_than_fits(sequences, processes, size):
+    weighted = make([1 + i % 60 for i in range(sequences)])
+    count = micro_batches_per_process(sequences, processes, size)
+    hands = deal(weighted, processes, size, count)
+    assert len(hands) == processes and {len(hand) for hand in hands} == {count}
+    assert all(len(part) <= size for hand in hands for part in hand)
+    keys = sorted(w.rollout.key for hand in hands for part in hand for w in part)
+    assert keys == [w.rollout.key for w in weighted]
+    shuffled = [weighted[i] for i in np.random.default_rng(0).permutation(sequences)]
+    again = deal(shuffled, processes, size, count)
+    assert [[[w.rollout.key for w in part] for part in hand] for hand in again] == [
+        [[w.rollout.key for w in part] for part in hand] for hand in hands
+    ], "whatever order they finished in"
+
+
+def test_like_lengths_come_together():
+    hands = deal(make([1, 30, 2, 29, 3, 28]), 1, 2, 3)
+    assert [sorted(len(w.rollout) for w in part) for part in hands[0]] == [[29, 30], [3, 28], [1, 2]]
+
+
+def test_tensors_line_up_token_by_token():
+    hand = make([3, 5], teacher_support=True)
+    batch = collate(hand, 3)
+    first, second = (w.rollout for w in hand)
+    assert batch.input_ids_BT.shape == (3, 8) and batch.input_ids_BT.dtype == torch.int64
+    assert batch.input_ids_BT[0, :6].tolist() == [*first.prompt_ids, *first.token_ids_T]
+    assert batch.prompt_lengths_B.tolist() == [3, 3, 1] and batch.response_lengths_B.tolist() == [3, 5, 0]
+    assert batch.token_ids_N.tolist() == [*first.token_ids_T, *second.token_ids_T]
+    assert batch.position_weight_N.tolist() == [0, 1, 2, 0, 1, 2, 3, 4]
+    for tensor, name in [(batch.support_ids_NK, "ids"), (batch.teacher_logprob_NK, "teacher_logprob")]:
+        assert np.array_equal(tensor.numpy(), np.concatenate([first.support[name], second.support[name]]))
+    assert np.array_equal(
+        batch.teacher_own_logprob_NK.numpy(),
+        np.concatenate([r.teacher_support["teacher_logprob"] for r in (first, second)]),
+    )
+    assert len(batch.rollout_logprob_N) == len(batch.teacher_entropy_N) == 8
+
+
+def test_a_micro_batch_of_nothing_has_no_positions():
+    batch = collate([], 2)
+    assert batch.input_ids_BT.shape == (2, 1) and batch.response_lengths_B.tolist() == [0, 0]
+    assert batch.token_ids_N.shape == (0,) and batch.support_ids_NK.shape == (0, 16) and batch.teacher_ids_NK is None
