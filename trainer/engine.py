@@ -131,8 +131,15 @@ class TrainEngine:
         return gathered if self._processes.leads else None
 
     def save(self, folder: Path) -> None:
-        """Write the state of model, optimiser and scheduler into an existing folder that all processes see."""
-        self._engine.save_checkpoint(str(folder), tag=_TAG, client_state={"torch_random": torch.get_rng_state()})
+        """Write the state of model, optimiser and scheduler into an existing folder that all processes see.
+
+        Raises:
+            OSError: the disk is full or gone; what was written is worth nothing.
+        """
+        try:
+            self._engine.save_checkpoint(str(folder), tag=_TAG, client_state={"torch_random": torch.get_rng_state()})
+        except RuntimeError as error:  # how torch reports a write that failed
+            raise OSError(f"{folder} could not be written; is the disk full? ({error})") from error
 
     def load(self, folder: Path) -> None:
         """Go back to what `save` wrote."""

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from sglang_trb.checkpoint import checkpoint_file
@@ -41,7 +42,10 @@ def write_student(folder: Path, weights: Mapping[str, torch.Tensor], source: str
         OSError: the disk is full or gone; nothing is left behind.
     """
     with new_folder(folder) as unfinished:
-        save_file(dict(weights), unfinished / "model.safetensors", metadata={"format": "pt"})
+        try:
+            save_file(dict(weights), unfinished / "model.safetensors", metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise OSError(f"{folder}: {error}") from None
         for name in _COMPANIONS:
             file = checkpoint_file(source, name)
             if file is not None:

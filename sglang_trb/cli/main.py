@@ -70,6 +70,8 @@ def _run(name: str, module: str, arguments: list[str]) -> int:
         complain(name, "interrupted")
     except BrokenPipeError:  # the reader of a pipe has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:  # a full disk, a file that may not be read
+        complain(name, error)
     return 1
 
 

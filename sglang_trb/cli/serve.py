@@ -65,8 +65,8 @@ def _check_address(host: str, port: int) -> None:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
-        except OSError as error:
-            allowed = f"an address that can be listened on ({error.strerror})"
+        except (OSError, OverflowError) as error:
+            allowed = f"an address that can be listened on ({getattr(error, 'strerror', error)})"
             raise InvalidParameter("--port", f"{host}:{port}", allowed) from None
 
 

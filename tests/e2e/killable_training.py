@@ -3,19 +3,24 @@
     python -m tests.e2e.killable_training WHERE COUNT train-arguments...
 
 WHERE: ``journal`` (in the middle of collection), ``update`` (after an update, before it is recorded), ``checkpoint``
-(all is written but the name), ``none``. COUNT: at which pass.
+(all is written but the name), ``none``. COUNT: at which pass. Two others harm something else: ``server`` kills the
+server that the run started, in the middle of collection; ``disk`` lets the files of a checkpoint grow to 100 kB only.
 """
 
 from __future__ import annotations
 
 import os
+import resource
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any
 
+import psutil
+
 import trainer.atomic
+from sglang_trb.cli.main import main as trb
 from trainer.checkpoints import STATE
-from trainer.cli.train import run
 from trainer.journal import StepJournal
 
 
@@ -27,12 +32,42 @@ def main() -> int:
         from trainer.engine import TrainEngine
 
         _end_in(TrainEngine, "update", int(count))
+    elif where == "server":
+        _call_after(StepJournal, "append", int(count), _kill_server)
+    elif where == "disk":
+        from trainer.engine import TrainEngine
+
+        _fill_disk(TrainEngine)
     elif where == "checkpoint":
         _end_before_checkpoint_is_named(int(count))
-    return run(arguments)
+    return trb(["train", *arguments])
 
 
 def _end_in(owner: type, method: str, count: int) -> None:
+    _call_after(owner, method, count, lambda: os._exit(9))
+
+
+def _kill_server() -> None:
+    for child in psutil.Process().children():
+        if "sglang_trb.cli.main" in child.cmdline():
+            child.kill()
+
+
+def _fill_disk(engine: type) -> None:
+    save = engine.save
+
+    def limited(self: Any, folder: Any) -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+        try:
+            save(self, folder)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+    engine.save = limited
+
+
+def _call_after(owner: type, method: str, count: int, action: Callable[[], None]) -> None:
     original: Callable[..., Any] = getattr(owner, method)
     passes = 0
 
@@ -41,7 +76,7 @@ def _end_in(owner: type, method: str, count: int) -> None:
         result = original(*args, **options)
         passes += 1
         if passes == count:
-            os._exit(9)
+            action()
         return result
 
     setattr(owner, method, counted)

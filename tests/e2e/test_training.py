@@ -131,6 +131,28 @@ def test_killed_during_collection_what_was_finished_is_kept(config):
     check_each_prompt_once(run)
 
 
+def test_a_full_disk_in_a_checkpoint_stops_clearly_and_loses_nothing(config):
+    full = train(config, where="disk")
+    assert full.returncode == 1 and "step-000002" in full.stderr and "Traceback" not in full.stderr, full.stderr
+    run = config.parent / "runs" / "tiny"
+    assert not list((run / "checkpoints").iterdir())
+    assert [row["step"] for row in read_rows(run / METRICS_FILE)] == [0, 1, 2]
+    assert train(config).returncode == 0
+    check_each_prompt_once(run)
+
+
+def test_a_server_killed_during_collection_is_started_again_and_brought_to_its_weights(config, pair):
+    """After 6 rollouts of step 0 and 2 of step 1; the new process holds the first weights until it is updated."""
+    launch = str(ROOT / "server_configs" / "cpu-tiny.yaml")
+    overrides = ["server.urls=[]", f"server.launch={launch}", "evaluation.every=0"]
+    done = train(config, *overrides, where="server", count=8)
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert "starting it again" in done.stdout and "is back with weights tiny/step-1" in done.stdout
+    run = config.parent / "runs" / "tiny"
+    assert [row["step"] for row in read_rows(run / METRICS_FILE)] == list(range(1, STEPS + 1))
+    check_each_prompt_once(run)
+
+
 def test_replaying_a_journal_is_bit_identical(config):
     assert train(config).returncode == 0
     first = curve_of(config)
