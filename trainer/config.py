@@ -194,6 +194,7 @@ class Benchmark(Section):
     path: str = Field(description="local jsonl or parquet file")
     question_field: str = Field("question", description="column with the problem")
     answer_field: str = Field("answer", description="column with the gold answer")
+    where: dict[str, str] = Field({}, description="keep rows with these values only, e.g. {source: aime2024}")
     samples: int = Field(1, ge=1, description="n; paper: 32 GSM8K, 64 MATH500 and Olympiad, 512 AIME, AMC")
     limit: int | None = Field(None, ge=1, description="the first so many problems only")
 

@@ -100,9 +100,16 @@ class Leader(contextlib.AbstractContextManager):
 
     def serve(self, weights: Mapping[str, torch.Tensor], step: int) -> None:
         """Bring every server to the student after ``step`` updates; checks that they host the right pair."""
-        version = self.weight_version(step)
-        self.pusher.write(weights, version)
-        self.pool.expect(version, self.pusher.resync)
+        self.pusher.write(weights, self.weight_version(step))
+        self._expect(step)
+
+    def serve_folder(self, folder: str | Path, step: int) -> None:
+        """The same with a checkpoint that is on disk already."""
+        self.pusher.use(Path(folder), self.weight_version(step))
+        self._expect(step)
+
+    def _expect(self, step: int) -> None:
+        self.pool.expect(self.weight_version(step), self.pusher.resync)
         self._run(self.pool.all_ready())
         self._run(self._check_pairs())
 
@@ -138,6 +145,7 @@ class Leader(contextlib.AbstractContextManager):
             benchmark.path,
             question_field=benchmark.question_field,
             answer_field=benchmark.answer_field,
+            where=benchmark.where,
             limit=benchmark.limit,
         )
         orders = [

@@ -31,14 +31,20 @@ class Problem:
 
 
 def read_problems(
-    path: str | Path, *, question_field: str = "question", answer_field: str | None = "answer", limit: int | None = None
+    path: str | Path,
+    *,
+    question_field: str = "question",
+    answer_field: str | None = "answer",
+    where: Mapping[str, str] | None = None,
+    limit: int | None = None,
 ) -> list[Problem]:
     """Read a file.
 
     Args:
         path: ``*.jsonl`` or ``*.parquet``.
         question_field, answer_field: columns; answers may be text, numbers, or lists of one of those.
-        limit: the first so many.
+        where: keep the rows whose columns have these values, compared as text.
+        limit: the first so many of them.
 
     Raises:
         BadProblems: missing file or column, something that is not text, an empty question, an id given twice.
@@ -48,18 +54,21 @@ def read_problems(
     for line, row in _rows(Path(path)):
         if limit is not None and len(problems) == limit:
             break
-        where = f"{path}, line {line}"
-        question = _column(row, question_field, where)
+        place = f"{path}, line {line}"
+        if any(str(_column(row, name, place)) != value for name, value in (where or {}).items()):
+            continue
+        question = _column(row, question_field, place)
         if not isinstance(question, str) or not question.strip():
-            raise BadProblems(f"{where}, {question_field}: got {question!r}; allowed: text that is not empty")
-        answer = None if answer_field is None else _answer(_column(row, answer_field, where), where, answer_field)
+            raise BadProblems(f"{place}, {question_field}: got {question!r}; allowed: text that is not empty")
+        answer = None if answer_field is None else _answer(_column(row, answer_field, place), place, answer_field)
         problem = Problem(str(row.get("id", line)), question, answer)
         if problem.id in seen:
-            raise BadProblems(f"{where}, id: got {problem.id!r} again; allowed: a different id for every problem")
+            raise BadProblems(f"{place}, id: got {problem.id!r} again; allowed: a different id for every problem")
         seen.add(problem.id)
         problems.append(problem)
     if not problems:
-        raise BadProblems(f"{path}: got no problem; allowed: at least one line")
+        kept = f" with {dict(where)}" if where else ""
+        raise BadProblems(f"{path}: got no problem{kept}; allowed: at least one")
     return problems
 
 
@@ -82,17 +91,17 @@ def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
             yield line, row
 
 
-def _column(row: Mapping[str, Any], name: str, where: str) -> Any:
+def _column(row: Mapping[str, Any], name: str, place: str) -> Any:
     if name not in row:
-        raise BadProblems(f"{where}: there is no column {name!r}; there are: {', '.join(row)}")
+        raise BadProblems(f"{place}: there is no column {name!r}; there are: {', '.join(row)}")
     return row[name]
 
 
-def _answer(value: Any, where: str, field: str) -> str | None:
+def _answer(value: Any, place: str, field: str) -> str | None:
     if isinstance(value, list) and len(value) == 1:
         (value,) = value
     if isinstance(value, bool) or not isinstance(value, str | int | float | None):
-        raise BadProblems(f"{where}, {field}: got {value!r}; allowed: text or a number")
+        raise BadProblems(f"{place}, {field}: got {value!r}; allowed: text or a number")
     if value is None:
         return None
     # GSM8K's answers are whole solutions that end in "#### 1,234".

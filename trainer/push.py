@@ -74,7 +74,11 @@ class DiskPusher:
         for other in self.folder.iterdir():
             if other != target:
                 shutil.rmtree(other)
-        self._current, self._version = target, weight_version
+        self.use(target, weight_version)
+
+    def use(self, folder: Path, weight_version: str) -> None:
+        """Give out a checkpoint that is there already."""
+        self._current, self._version = folder, weight_version
 
     async def resync(self, client: TrbClient) -> None:
         """Bring one server to the newest version; it waits for the requests it has under way."""

@@ -18,8 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from sglang_trb.stops import stop_alignment
-from sglang_trb.vocab import check_same_vocabulary
 from trainer.atomic import new_folder
 from trainer.batches import MicroBatch, Weighted, collate, deal, micro_batches_per_process
 from trainer.checkpoints import ENGINE, STATE, STUDENT, CheckpointStore
@@ -29,7 +27,6 @@ from trainer.errors import TrainerError
 from trainer.grading import Grade, Verdict
 from trainer.journal import step_path
 from trainer.leader import Leader, timed
-from trainer.log_probs import Vocabulary
 from trainer.losses import tip_weights
 from trainer.losses.divergences import LOG_PROB_FLOOR
 from trainer.losses.settings import TIP
@@ -49,6 +46,7 @@ from trainer.records import (
 from trainer.records.sinks import Sink
 from trainer.rollouts import Rollout
 from trainer.student import Student
+from trainer.vocabulary import shared_vocabulary
 
 
 class EnginesDisagree(TrainerError, RuntimeError):
@@ -81,12 +79,6 @@ def _progress(config: RunConfig, quiet: bool) -> TrainingProgress:
 
 
 _no_progress: Any = None
-
-
-def shared_vocabulary(config: RunConfig) -> Vocabulary:
-    """The pair's valid ids and stop ids, from its checkpoints."""
-    size = check_same_vocabulary(config.models.student, config.models.teacher).size
-    return Vocabulary(size, stop_alignment(config.models.student, config.models.teacher, size))
 
 
 class _Training:

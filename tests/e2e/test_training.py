@@ -102,8 +102,20 @@ def test_a_run_from_start_to_end(config):
     assert rows[-1]["rollout/reverse_kl"] < rows[1]["rollout/reverse_kl"]
     assert [checkpoint.step for checkpoint in CheckpointStore(run / "checkpoints", 2).all()] == [2, 4]
     check_each_prompt_once(run)
+    check_evaluated_again(config, rows[-1]["eval/sums/pass_at_1"])
     again = train(config)
     assert again.returncode == 0 and [row["step"] for row in read_rows(run / METRICS_FILE)] == list(range(STEPS + 1))
+
+
+def check_evaluated_again(config: Path, want: float) -> None:
+    """The last checkpoint's responses are all there: it is graded again, not drawn again."""
+    command = [sys.executable, "-m", "sglang_trb.cli.main", "evaluate", "--config", str(config)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert (result["benchmark"], result["pass_at_1"], result["problems"]) == ("sums", want, 4)
+    done = subprocess.run([*command, "--step", "3"], cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 1 and "--step: got 3; allowed: 0 and the checkpoints [2, 4]" in done.stderr
 
 
 @pytest.mark.parametrize(("where", "count"), [("update", 3), ("checkpoint", 1)])

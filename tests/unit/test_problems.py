@@ -41,6 +41,14 @@ def test_columns_have_any_names(tmp_path):
     assert read_problems(path, question_field="problem", answer_field=None) == [Problem("a", "?", None)]
 
 
+def test_rows_are_chosen_by_their_columns(tmp_path):
+    rows = [{"question": f"{i}?", "answer": i, "id": 1, "source": f"set{i}"} for i in range(3)]
+    path = write(tmp_path / "p.jsonl", *rows)
+    assert read_problems(path, where={"source": "set2"}) == [Problem("1", "2?", "2")]
+    with pytest.raises(BadProblems, match="no problem with {'source': 'none'}"):
+        read_problems(path, where={"source": "none"})
+
+
 GOOD = {"question": "?", "answer": "1"}
 
 
