@@ -52,6 +52,14 @@ def test_standalone(pair, tmp_path):
     assert output.count(" log q") == 3
 
 
+def test_training_loop(tmp_path):
+    problems = tmp_path / "train.jsonl"
+    run(ROOT, "-m", "examples.micro.task", "--split", "train", "--count", "64", "--out", problems)
+    output = run(ROOT, ROOT / "examples/training_loop.py", "--problems", problems, "--steps", "2").stdout
+    divergences = [float(value) for value in re.findall(r"reverse KL ([\d.]+) nats", output)]
+    assert len(divergences) == 2 and divergences[1] < divergences[0]
+
+
 def test_serve_and_call(config, tmp_path):
     """Starts a server of its own; that `--base-url` finds one that runs is in the next test."""
     output = run(tmp_path, ROOT / "examples/serve_and_call.py", "--config", config, "--max-tokens", "8").stdout
