@@ -3,7 +3,7 @@
     python -m examples.micro.task --split train --count 4096 --out .cache/train.jsonl
     python examples/training_loop.py --problems .cache/train.jsonl --steps 5
 
-What it leaves out, and `trb train` has: resuming, evaluation, records, several processes. Its folder is a temporary one.
+What it leaves out, and `trb train` has: resuming, evaluation, records, several processes. Its folder is temporary.
 """
 
 from __future__ import annotations
