@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
 from trainer.config_file import WrongConfig, dump_config, load_config
+from trainer.plan import describe
 
 DESCRIPTION = """Distil the teacher into the student on blended rollouts. Reads a YAML file; fields can be overridden as
 key.sub=value. A run that was stopped, however, goes on when the same command is given again. Several processes: start
@@ -20,7 +22,7 @@ def run(argv: list[str]) -> int:
     """Run ``trb train``."""
     parser = argparse.ArgumentParser("trb train", description=DESCRIPTION, epilog=EPILOG, allow_abbrev=False)
     parser.add_argument("--config", required=True, metavar="FILE", help="the run, in YAML")
-    parser.add_argument("--dry-run", action="store_true", help="check and print the resolved configuration, then stop")
+    parser.add_argument("--dry-run", action="store_true", help="print configuration, plan and memory, then stop")
     parser.add_argument("--quiet", action="store_true", help="print notes only, no progress")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="fields that override the file")
     arguments = parser.parse_args(argv)
@@ -30,7 +32,8 @@ def run(argv: list[str]) -> int:
         print(f"trb train: {error}", file=sys.stderr)
         return 2
     if arguments.dry_run:
-        print(dump_config(config), end="")
+        print(dump_config(config))
+        print("\n".join(f"# {line}" for line in describe(config, int(os.environ.get("WORLD_SIZE", "1")))))
         return 0
     from trainer.training import train
 

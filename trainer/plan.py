@@ -1,0 +1,79 @@
+"""What a run will do and how much memory it will take, from the configuration alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+from sglang_trb.memory import GIB, model_config, model_memory
+from sglang_trb.trace import SUPPORT_SIZE, TOKEN_FIELDS
+from trainer.config import RunConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingMemory:
+    """Bytes of one process, without activations.
+
+    Attributes:
+        weights, gradients, optimiser: after ZeRO has divided them among the processes.
+        logits: of one chunk of positions, with what its backward pass needs.
+    """
+
+    weights: int
+    gradients: int
+    optimiser: int
+    logits: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.gradients + self.optimiser + self.logits
+
+
+def training_memory(config: RunConfig, processes: int) -> TrainingMemory:
+    """An estimate: AdamW has two float32 moments, bfloat16 weights a float32 copy too; ZeRO stage 1 divides those,
+    stage 2 the gradients, stage 3 the weights.
+
+    Raises:
+        InvalidParameter: the student's configuration cannot be found.
+    """
+    parameters = model_memory(config.models.student).parameters
+    vocabulary = int(model_config(config.models.student)["vocab_size"])
+    stage, element = config.optimisation.zero_stage, 2 if config.models.dtype == "bfloat16" else 4
+
+    def divided(size: int, from_stage: int) -> int:
+        return size // processes if stage >= from_stage else size
+
+    return TrainingMemory(
+        weights=divided(parameters * element, 3),
+        gradients=divided(parameters * element, 2),
+        optimiser=divided(parameters * (8 if element == 4 else 12), 1),
+        logits=3 * 4 * vocabulary * config.optimisation.logits_chunk,
+    )
+
+
+def bytes_per_token(config: RunConfig) -> int:
+    """Of the statistics of a generated token in the journal; on the wire base64 makes it a third more."""
+    supports = 2 if config.loss.needs_teacher_support else 1
+    return 4 + 4 * len(TOKEN_FIELDS) + supports * SUPPORT_SIZE * 3 * 4
+
+
+def describe(config: RunConfig, processes: int) -> Iterator[str]:
+    """The plan, line by line."""
+    rollouts, memory = config.rollouts, training_memory(config, processes)
+    per_step = rollouts.prompts_per_step * rollouts.samples_per_prompt
+    tokens = per_step * rollouts.max_new_tokens
+    yield f"{config.steps} updates, each of {per_step} rollouts of at most {rollouts.max_new_tokens} tokens"
+    for step in sorted({0, 1, config.steps // 4, config.steps // 2, config.steps - 1}):
+        blend, temperature = config.sampling(step)
+        yield f"  step {step:4}: rule {blend.rule.value}, epsilon {blend.epsilon:g}, temperature {temperature:g}"
+    yield f"loss: {config.loss.model_dump(mode='json')}"
+    size = bytes_per_token(config)
+    yield f"journal: {size} bytes a token, at most {tokens * size / GIB:.2f} GiB a step"
+    evaluation = config.evaluation
+    for benchmark in evaluation.benchmarks:
+        yield f"evaluation every {evaluation.every}: {benchmark.name}, {benchmark.samples} samples a problem"
+    yield (
+        f"memory of one of {processes} processes, ZeRO {config.optimisation.zero_stage}, without activations: "
+        f"{memory.total / GIB:.2f} GiB (weights {memory.weights / GIB:.2f}, gradients {memory.gradients / GIB:.2f}, "
+        f"optimiser {memory.optimiser / GIB:.2f}, logits {memory.logits / GIB:.2f})"
+    )
