@@ -14,7 +14,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from sglang_trb.errors import TrbError
@@ -27,6 +27,9 @@ LOG_TAIL = 15
 
 PARENT_VARIABLE = "TRB_PARENT_PID"
 """Environment variable of `trb serve`: end when the process with this id, the parent, is gone."""
+
+ADMIN_KEY_VARIABLE = "TRB_ADMIN_KEY"
+"""Environment variable of `trb serve`: the admin key, which on the command line every user of the machine could see."""
 
 MILESTONES = {
     "address ": "options checked",
@@ -49,17 +52,26 @@ class LocalServer:
         config: server configuration (YAML).
         options: SGLang options that override it; host and port are chosen here (127.0.0.1, a free one).
         log: file that gets all the server prints.
+        environment: added to this process's own.
 
     Attributes:
         address: ``http://127.0.0.1:PORT``, the same after a restart.
     """
 
-    def __init__(self, config: str | Path, options: Sequence[str] = (), *, log: Path) -> None:
+    def __init__(
+        self,
+        config: str | Path,
+        options: Sequence[str] = (),
+        *,
+        log: Path,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         port = free_port()
         self.address = f"http://127.0.0.1:{port}"
         self.log = log
         self._command = [sys.executable, "-m", "sglang_trb.cli.main", "serve", "--config", str(config), *options]
         self._command += ["--host", "127.0.0.1", "--port", str(port)]
+        self._environment = dict(environment or {})
         self._process: subprocess.Popen | None = None
         self._log_start = 0
 
@@ -74,7 +86,7 @@ class LocalServer:
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env=os.environ | {PARENT_VARIABLE: str(os.getpid())},
+                env=os.environ | self._environment | {PARENT_VARIABLE: str(os.getpid())},
             )
 
     def ended(self) -> int | None:

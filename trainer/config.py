@@ -8,13 +8,29 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from sglang_trb.params import BlendParams, Return, Rule
 from trainer import schedules
 from trainer.losses import LossSettings
+
+TABLE_3: dict[str, dict[str, Any]] = {
+    "gsm8k": {"samples": 32, "repo": "openai/gsm8k", "subset": "main"},
+    "math500": {"samples": 64, "repo": "HuggingFaceH4/MATH-500", "question_field": "problem"},
+    "olympiad": {
+        "samples": 64,
+        "repo": "Hothan/OlympiadBench",
+        "subset": "OE_TO_maths_en_COMP",
+        "split": "train",
+        "answer_field": "final_answer",
+    },
+    "amc": {"samples": 512, "repo": "math-ai/amc23"},
+    "aime24": {"samples": 512, "repo": "HuggingFaceH4/aime_2024", "split": "train", "question_field": "problem"},
+    "aime25": {"samples": 512, "repo": "math-ai/aime25", "question_field": "problem"},
+}
+"""The problem sets of the paper's evaluation: n, where they are, and their columns."""
 
 Budget = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Steps = Annotated[int, Field(ge=1)]
@@ -108,13 +124,32 @@ class Models(Section):
     dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="of the student's weights while training")
 
 
-class Data(Section):
-    """The training prompts, in an order that depends on ``seed`` alone."""
+class Source(Section):
+    """Problems in a local file, or in a data set on the Hugging Face hub, of which the chosen rows are kept locally."""
 
-    path: str = Field(description="local jsonl or parquet file")
-    question_field: str = Field("question", description="column with the prompt's text")
-    answer_field: str | None = Field("answer", description="column with the gold answer; null: rewards are not given")
-    limit: int | None = Field(None, ge=1, description="how many prompts to keep; the paper 25,600")
+    path: str | None = Field(None, description="local jsonl or parquet file")
+    repo: str | None = Field(None, description="or a data set on the hub")
+    subset: str | None = Field(None, description="of the data set: its configuration")
+    split: str = Field("test", description="of the data set")
+    question_field: str = Field("question", description="column with the problem; a.0.b reaches into a nested one")
+    answer_field: str | None = Field("answer", description="column with the gold answer; null: none is known")
+    answer_form: Literal["plain", "boxed"] = Field(
+        "plain", description="plain: the column is the answer, or ends with it after ####; boxed: its last box, if any"
+    )
+    where: dict[str, str] = Field({}, description="keep rows with these values only, e.g. {source: aime2024}")
+    unique: bool = Field(False, description="leave out questions that came already")
+    limit: int | None = Field(None, ge=1, description="keep the first so many only")
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        if (self.path is None) == (self.repo is None):
+            raise ValueError("give either path (a local file) or repo (a data set on the hub)")
+        return self
+
+
+class Data(Source):
+    """The training prompts, in an order that depends on ``seed`` alone; the paper has 25,600 of OpenThoughts3-1.2M."""
+
     shuffle: bool = Field(True, description="permute the prompts by the run's seed; false: the file's order")
     system_prompt: str | None = Field(None, description="system message of every prompt (Table 2's text, App. A)")
     template: Literal["chat", "raw"] = Field(
@@ -161,8 +196,13 @@ class Server(Section):
 class Push(Section):
     """How new weights reach the servers."""
 
-    route: Literal["disk"] = Field("disk", description="a folder that trainer and servers share")
-    folder: str | None = Field(None, description="null: push/ in the run's folder")
+    route: Literal["disk", "tensor", "distributed"] = Field(
+        "disk",
+        description="disk: a folder that trainer and servers share; tensor: shared memory of one machine, with the "
+        "admin key; distributed: NCCL (gloo on CPUs), the trainer's first GPU being none of a server's",
+    )
+    folder: str | None = Field(None, description="of the disk route; null: push/ in the run's folder")
+    bucket_mib: float = Field(1024, gt=0, description="of the other routes: weights that are sent at a time")
 
 
 class Optimisation(Section):
@@ -187,16 +227,27 @@ class Checkpoints(Section):
     keep_journals: bool = Field(False, description="keep all rollouts, not only those since the last checkpoint")
 
 
-class Benchmark(Section):
-    """One problem set and how it is sampled (Table 3)."""
+class Benchmark(Source):
+    """One problem set and how it is sampled (Table 3).
+
+    The paper's sets are known by name: ``gsm8k`` is one, ``{name: gsm8k, path: F}`` is its n on a local copy.
+    """
 
     name: str = Field(pattern=r"^[A-Za-z0-9._-]+$", description="as it appears in the records")
-    path: str = Field(description="local jsonl or parquet file")
-    question_field: str = Field("question", description="column with the problem")
     answer_field: str = Field("answer", description="column with the gold answer")
-    where: dict[str, str] = Field({}, description="keep rows with these values only, e.g. {source: aime2024}")
-    samples: int = Field(1, ge=1, description="n; paper: 32 GSM8K, 64 MATH500 and Olympiad, 512 AIME, AMC")
-    limit: int | None = Field(None, ge=1, description="the first so many problems only")
+    samples: int = Field(1, ge=1, description="n; of the paper's sets as in Table 3")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known(cls, given: Any) -> Any:
+        if isinstance(given, str):
+            if given not in TABLE_3:
+                raise ValueError(f"a name alone stands for one of {', '.join(TABLE_3)}")
+            given = {"name": given}
+        known = TABLE_3.get(str(given.get("name")), {}) if isinstance(given, dict) else {}
+        if known and {"path", "repo"} & given.keys():
+            known = {"samples": known["samples"]}
+        return known | given if known else given
 
 
 class Evaluation(Section):

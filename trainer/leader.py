@@ -6,6 +6,7 @@ The leader's methods are synchronous; inside, requests run on an event loop of i
 from __future__ import annotations
 
 import contextlib
+import secrets
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 import uvloop
 from transformers import AutoTokenizer
 
-from sglang_trb.local_server import LocalServer
+from sglang_trb.local_server import ADMIN_KEY_VARIABLE, LocalServer
 from sglang_trb.params import BlendParams, Return, Rule
 from trainer.client import TrbClient, session
 from trainer.collector import Collector
@@ -27,7 +28,7 @@ from trainer.launch import WatchedServer
 from trainer.log_probs import Vocabulary
 from trainer.problems import Problem, read_problems
 from trainer.prompts import PromptStream, Renderer
-from trainer.push import DiskPusher
+from trainer.push import make_pusher
 from trainer.rollouts import Order, Rollout, RolloutKey
 from trainer.servers import ServerPool
 from trainer.statistics import PassAt1, pass_at_1
@@ -40,6 +41,10 @@ class OtherPair(TrainerError, ValueError):
     """A server hosts another pair than the one that is trained."""
 
 
+class NoAdminKey(TrainerError, ValueError):
+    """The tensor route unpickles what it gets, so servers want a key for it."""
+
+
 class Leader(contextlib.AbstractContextManager):
     """Use as a context manager; entering starts or reaches the servers.
 
@@ -48,6 +53,9 @@ class Leader(contextlib.AbstractContextManager):
         vocabulary: of the pair, as this process read it from the checkpoints.
         note: called with a line for people.
         on_rollout: called with (finished, wanted, tokens) as rollouts come.
+
+    Raises:
+        NoAdminKey: the configuration's push needs one.
     """
 
     def __init__(
@@ -57,9 +65,7 @@ class Leader(contextlib.AbstractContextManager):
         self.tokenizer = AutoTokenizer.from_pretrained(config.models.student)
         data = config.data
         self._render = Renderer(self.tokenizer, data.template, data.system_prompt, data.enable_thinking)
-        self.problems = read_problems(
-            data.path, question_field=data.question_field, answer_field=data.answer_field, limit=data.limit
-        )
+        self.problems = read_problems(data, note)
         self.prompts = PromptStream(
             self.problems,
             self._render,
@@ -67,8 +73,17 @@ class Leader(contextlib.AbstractContextManager):
             per_step=config.rollouts.prompts_per_step,
             seed=config.seed if data.shuffle else None,
         )
-        folder = config.run_folder / "push" if config.push.folder is None else Path(config.push.folder)
-        self.pusher = DiskPusher(folder, config.models.student)
+        for reason, count in self.prompts.left_out.items():
+            note(f"data: {count} of {len(self.problems)} prompts are left out: {reason}")
+        self.pusher = make_pusher(config.push, config.run_folder, config.models.student)
+        self._admin_key = config.server.admin_key()
+        if self._admin_key is None and config.server.launch is not None:
+            self._admin_key = secrets.token_urlsafe()
+        if self._admin_key is None and config.push.route == "tensor":
+            raise NoAdminKey(
+                f"push.route: got 'tensor' without an admin key; allowed: with the servers' --admin-api-key in the "
+                f"environment variable {config.server.admin_key_variable}"
+            )
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Leader:
@@ -79,8 +94,7 @@ class Leader(contextlib.AbstractContextManager):
             stack.callback(self._loop.close)
             http = self._run(_async(session))
             stack.callback(lambda: self._run(http.close()))
-            key = self.config.server.admin_key()
-            clients = [TrbClient(url, http, key) for url in urls]
+            clients = [TrbClient(url, http, self._admin_key) for url in urls]
             self.pool = ServerPool(clients, self.config.server.unreachable_s, self._note, revive)
             rollouts = self.config.rollouts
             self._collector = Collector(
@@ -100,12 +114,12 @@ class Leader(contextlib.AbstractContextManager):
 
     def serve(self, weights: Mapping[str, torch.Tensor], step: int) -> None:
         """Bring every server to the student after ``step`` updates; checks that they host the right pair."""
-        self.pusher.write(weights, self.weight_version(step))
+        self.pusher.hold(weights, self.weight_version(step))
         self._expect(step)
 
     def serve_folder(self, folder: str | Path, step: int) -> None:
         """The same with a checkpoint that is on disk already."""
-        self.pusher.use(Path(folder), self.weight_version(step))
+        self.pusher.hold_folder(folder, self.weight_version(step))
         self._expect(step)
 
     def _expect(self, step: int) -> None:
@@ -141,13 +155,7 @@ class Leader(contextlib.AbstractContextManager):
 
     def evaluate(self, benchmark: Benchmark, step: int) -> tuple[PassAt1, int]:
         """pass@1 of the served student after ``step`` updates, and how many answers the grader failed on."""
-        problems = read_problems(
-            benchmark.path,
-            question_field=benchmark.question_field,
-            answer_field=benchmark.answer_field,
-            where=benchmark.where,
-            limit=benchmark.limit,
-        )
+        problems = read_problems(benchmark, self._note)
         orders = [
             self._evaluation_order(problem, index, sample, step)
             for index, problem in enumerate(problems)
@@ -204,10 +212,9 @@ class Leader(contextlib.AbstractContextManager):
             return server.urls, lambda: None
         options = ["--model-path", self.config.models.student]
         options += ["--speculative-draft-model-path", self.config.models.teacher, *server.launch_options]
-        key = server.admin_key()
-        if key is not None:
-            options += ["--admin-api-key", key]
-        local = LocalServer(server.launch, options, log=self.config.run_folder / "server.log")
+        assert self._admin_key is not None
+        log = self.config.run_folder / "server.log"
+        local = LocalServer(server.launch, options, log=log, environment={ADMIN_KEY_VARIABLE: self._admin_key})
         watched = WatchedServer(local, self._note)
         stack.callback(watched.stop)
         watched.start()

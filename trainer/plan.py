@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 
 from sglang_trb.memory import GIB, model_config, model_memory
+from sglang_trb.params import Return
 from sglang_trb.trace import SUPPORT_SIZE, TOKEN_FIELDS
 from trainer.config import RunConfig
 
@@ -51,10 +52,10 @@ def training_memory(config: RunConfig, processes: int) -> TrainingMemory:
     )
 
 
-def bytes_per_token(config: RunConfig) -> int:
-    """Of the statistics of a generated token in the journal; on the wire base64 makes it a third more."""
-    supports = 2 if config.loss.needs_teacher_support else 1
-    return 4 + 4 * len(TOKEN_FIELDS) + supports * SUPPORT_SIZE * 3 * 4
+def journal_bytes(returned: Return) -> int:
+    """Of a generated token and its statistics in the journal; on the wire base64 makes it a third more."""
+    supports = returned.includes(Return.SUPPORT) + returned.includes(Return.SUPPORT_BOTH)
+    return 4 + 4 * len(TOKEN_FIELDS) * returned.includes(Return.TOKENS) + supports * SUPPORT_SIZE * 3 * 4
 
 
 def describe(config: RunConfig, processes: int) -> Iterator[str]:
@@ -67,7 +68,7 @@ def describe(config: RunConfig, processes: int) -> Iterator[str]:
         blend, temperature = config.sampling(step)
         yield f"  step {step:4}: rule {blend.rule.value}, epsilon {blend.epsilon:g}, temperature {temperature:g}"
     yield f"loss: {config.loss.model_dump(mode='json')}"
-    size = bytes_per_token(config)
+    size = journal_bytes(config.sampling(0)[0].returned)
     yield f"journal: {size} bytes a token, at most {tokens * size / GIB:.2f} GiB a step"
     evaluation = config.evaluation
     for benchmark in evaluation.benchmarks:

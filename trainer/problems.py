@@ -1,14 +1,21 @@
-"""Problems: a question and its gold answer, from local JSON lines or parquet."""
+"""Problems: a question and its gold answer, from JSON lines, parquet, or a data set on the Hugging Face hub."""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from trainer.atomic import write_file
+from trainer.config import Source
 from trainer.errors import TrainerError
+from trainer.grading import last_boxed
+
+_SAY_EVERY_ROWS = 10_000
 
 
 class BadProblems(TrainerError, ValueError):
@@ -30,49 +37,83 @@ class Problem:
     answer: str | None = None
 
 
-def read_problems(
-    path: str | Path,
-    *,
-    question_field: str = "question",
-    answer_field: str | None = "answer",
-    where: Mapping[str, str] | None = None,
-    limit: int | None = None,
-) -> list[Problem]:
-    """Read a file.
+def read_problems(source: Source, note: Callable[[str], None] = lambda line: None) -> list[Problem]:
+    """Read a source. Of a data set on the hub, what was chosen is kept, and read from there the next time.
 
     Args:
-        path: ``*.jsonl`` or ``*.parquet``.
-        question_field, answer_field: columns; answers may be text, numbers, or lists of one of those.
-        where: keep the rows whose columns have these values, compared as text.
-        limit: the first so many of them.
+        source: answers may be text, numbers, or lists of those.
+        note: called with a line for people while a data set is read from the hub.
 
     Raises:
-        BadProblems: missing file or column, something that is not text, an empty question, an id given twice.
+        BadProblems: missing file, data set or column, something that is not text, an empty question, an id given twice.
     """
+    if source.path is not None:
+        return _chosen(_local_rows(Path(source.path)), source, source.path)
+    kept = _kept_file(source)
+    if not kept.is_file():
+        problems = _chosen(_hub_rows(source, note), source, str(source.repo))
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_file(kept, "".join(json.dumps(dataclasses.asdict(problem)) + "\n" for problem in problems))
+        note(f"{source.repo}: {len(problems)} problems, kept in {kept}")
+    return [Problem(**row) for _, row in _local_rows(kept)]
+
+
+def _chosen(rows: Iterable[tuple[int, Mapping[str, Any]]], source: Source, name: str) -> list[Problem]:
     problems: list[Problem] = []
-    seen: set[str] = set()
-    for line, row in _rows(Path(path)):
-        if limit is not None and len(problems) == limit:
+    ids: set[str] = set()
+    questions: set[str] = set()
+    for line, row in rows:
+        if source.limit is not None and len(problems) == source.limit:
             break
-        place = f"{path}, line {line}"
-        if any(str(_column(row, name, place)) != value for name, value in (where or {}).items()):
+        place = f"{name}, line {line}"
+        if any(str(_column(row, column, place)) != value for column, value in source.where.items()):
             continue
-        question = _column(row, question_field, place)
+        question = _column(row, source.question_field, place)
         if not isinstance(question, str) or not question.strip():
-            raise BadProblems(f"{place}, {question_field}: got {question!r}; allowed: text that is not empty")
-        answer = None if answer_field is None else _answer(_column(row, answer_field, place), place, answer_field)
+            raise BadProblems(f"{place}, {source.question_field}: got {question!r}; allowed: text that is not empty")
+        if source.unique and question in questions:
+            continue
+        answer = None
+        if source.answer_field is not None:
+            answer = _answer(_column(row, source.answer_field, place), source, place)
         problem = Problem(str(row.get("id", line)), question, answer)
-        if problem.id in seen:
+        if problem.id in ids:
             raise BadProblems(f"{place}, id: got {problem.id!r} again; allowed: a different id for every problem")
-        seen.add(problem.id)
+        ids.add(problem.id)
+        questions.add(question)
         problems.append(problem)
     if not problems:
-        kept = f" with {dict(where)}" if where else ""
-        raise BadProblems(f"{path}: got no problem{kept}; allowed: at least one")
+        chosen = f" with {source.where}" if source.where else ""
+        raise BadProblems(f"{name}: got no problem{chosen}; allowed: at least one")
     return problems
 
 
-def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _hub_rows(source: Source, note: Callable[[str], None]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    import datasets
+
+    place = f"{source.repo}{'' if source.subset is None else f' ({source.subset})'}, split {source.split}"
+    note(f"reading {place} from the hub")
+    try:
+        rows = datasets.load_dataset(source.repo, source.subset, split=source.split, streaming=True)
+        for line, row in enumerate(rows, start=1):
+            if line % _SAY_EVERY_ROWS == 0:
+                note(f"{place}: {line} rows")
+            yield line, row
+    except (OSError, ValueError) as error:
+        if isinstance(error, BadProblems):
+            raise
+        raise BadProblems(f"problems: got {place}; allowed: a data set that can be reached ({error})") from None
+
+
+def _kept_file(source: Source) -> Path:
+    """Named after all that decides about its rows."""
+    decides = Source.model_validate(source.model_dump(include=set(Source.model_fields))).model_dump_json()
+    name = str(source.repo).strip("/").replace("/", "--")
+    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+    return cache / "sglang-trb" / "problems" / f"{name}-{hashlib.sha256(decides.encode()).hexdigest()[:16]}.jsonl"
+
+
+def _local_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     if not path.is_file():
         raise BadProblems(f"problems: got {str(path)!r}; allowed: a file that exists")
     if path.suffix == ".parquet":
@@ -92,18 +133,26 @@ def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
 
 
 def _column(row: Mapping[str, Any], name: str, place: str) -> Any:
-    if name not in row:
-        raise BadProblems(f"{place}: there is no column {name!r}; there are: {', '.join(row)}")
-    return row[name]
+    if name in row:
+        return row[name]
+    value: Any = row
+    for part in name.split("."):
+        try:
+            value = value[int(part)] if isinstance(value, list) else value[part]
+        except (KeyError, IndexError, TypeError, ValueError):
+            raise BadProblems(f"{place}: there is no column {name!r}; there are: {', '.join(row)}") from None
+    return value
 
 
-def _answer(value: Any, place: str, field: str) -> str | None:
-    if isinstance(value, list) and len(value) == 1:
-        (value,) = value
+def _answer(value: Any, source: Source, place: str) -> str | None:
+    if isinstance(value, list) and value and all(isinstance(part, str) for part in value):
+        value = ", ".join(value)
     if isinstance(value, bool) or not isinstance(value, str | int | float | None):
-        raise BadProblems(f"{place}, {field}: got {value!r}; allowed: text or a number")
+        raise BadProblems(f"{place}, {source.answer_field}: got {value!r}; allowed: text or a number")
     if value is None:
         return None
-    # GSM8K's answers are whole solutions that end in "#### 1,234".
     text = str(value)
+    if source.answer_form == "boxed":
+        return last_boxed(text)
+    # GSM8K's answers are whole solutions that end in "#### 1,234".
     return text.rsplit("####", 1)[1].strip().replace(",", "") if "####" in text else text

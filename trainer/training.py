@@ -32,7 +32,6 @@ from trainer.losses.divergences import LOG_PROB_FLOOR
 from trainer.losses.settings import TIP
 from trainer.processes import Processes
 from trainer.progress import TrainingProgress
-from trainer.push import write_student
 from trainer.records import (
     METRICS_FILE,
     MetricsLog,
@@ -46,6 +45,7 @@ from trainer.records import (
 from trainer.records.sinks import Sink
 from trainer.rollouts import Rollout
 from trainer.student import Student
+from trainer.student_folder import write_student
 from trainer.vocabulary import shared_vocabulary
 
 

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from sglang_trb.cli import complain, launching
 from sglang_trb.cli.launching import ServerFailed
 from sglang_trb.errors import InvalidParameter
-from sglang_trb.local_server import PARENT_VARIABLE
+from sglang_trb.local_server import ADMIN_KEY_VARIABLE, PARENT_VARIABLE
 
 _PR_SET_PDEATHSIG = 1
 
@@ -27,8 +27,8 @@ that its trb_* parameters ask for. Options that follow --config override the fil
 (sglang serve --help lists them), for example --port 30001 or --max-running-requests 32."""
 
 EPILOG = """Once it is ready: GET /health, /trb/info (what is served), /metrics (with --enable-metrics); POST /generate,
-/v1/chat/completions. Ctrl-C or SIGTERM stops it with all its processes. Exit status: 0 stopped, 1 failed, 2 wrong
-usage."""
+/v1/chat/completions. The admin key of the weight updates may be in the environment variable TRB_ADMIN_KEY instead of
+--admin-api-key. Ctrl-C or SIGTERM stops it with all its processes. Exit status: 0 stopped, 1 failed, 2 wrong usage."""
 
 
 def run(argv: list[str]) -> int:
@@ -36,6 +36,9 @@ def run(argv: list[str]) -> int:
     parser = argparse.ArgumentParser("trb serve", description=DESCRIPTION, epilog=EPILOG, allow_abbrev=False)
     parser.add_argument("--config", required=True, metavar="FILE", help="server configuration: SGLang options in YAML")
     arguments, overrides = parser.parse_known_args(argv)
+    key = os.environ.get(ADMIN_KEY_VARIABLE)
+    if key and not any(option.startswith("--admin-api-key") for option in overrides):
+        overrides = [*overrides, "--admin-api-key", key]
     try:
         command = launching.config_command(arguments.config, overrides)
         options, effective = launching.parse(command)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import Any
 
 from fastapi import APIRouter
+from fastapi.responses import JSONResponse
 from sglang.srt.entrypoints import http_server
 from sglang.srt.runtime_context import get_exec
-from sglang.srt.utils.auth import AuthLevel
+from sglang.srt.utils.auth import AuthLevel, auth_level
 
 import sglang_trb
 from sglang_trb.engine import plugin
@@ -36,6 +38,7 @@ async def info() -> dict[str, Any]:
         "teacher": pair.teacher,
         "student_weight_version": manager.config_value("weight_version"),
         "versions": {"sglang_trb": sglang_trb.__version__, "sglang": plugin.CHECKED_SGLANG},
+        "tp_size": manager.config_value("tp_size"),
         "vocab_size": pair.vocab_size,
         "stop_ids": {
             "student": list(pair.alignment.student_ids),
@@ -47,3 +50,12 @@ async def info() -> dict[str, Any]:
         "memory": state.scheduler_info["trb_memory"],
         "refusing": manager.update_guard.refusal,
     }
+
+
+@router.post("/trb/abandon_weight_update")
+@auth_level(AuthLevel.ADMIN_OPTIONAL)
+async def abandon_weight_update() -> JSONResponse:
+    """Close an update session whose writer is gone, so that another can begin; 400 when there is none."""
+    success, message = await http_server.get_global_state().tokenizer_manager.abandon_weight_update()
+    status = HTTPStatus.OK if success else HTTPStatus.BAD_REQUEST
+    return JSONResponse({"success": success, "message": message}, status)

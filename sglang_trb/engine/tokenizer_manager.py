@@ -196,6 +196,13 @@ class TrbTokenizerManager(TokenizerManager):
             self.update_guard.ended()
         return result
 
+    async def abandon_weight_update(self) -> tuple[bool, str]:
+        """Close the session of a writer that is gone; the student is half-way if a part of it was written."""
+        result = await super().end_weight_update(io_struct.EndWeightUpdateReqInput())
+        if result[0]:
+            self.update_guard.abandoned()
+        return result
+
     async def update_weights_from_tensor(self, obj: Any, request: Any = None) -> tuple[bool, str]:
         return await self._session_write(super().update_weights_from_tensor(obj, request), obj)
 

@@ -25,7 +25,10 @@ class UpdateGuard:
     def __init__(self) -> None:
         self._half_written = False
         self._session_open = False
-        self._session_wrote = False
+        self._session_whole = False
+        """Its last part was written."""
+        self._session_touched = False
+        """It wrote something."""
 
     @property
     def refusal(self) -> str | None:
@@ -42,20 +45,27 @@ class UpdateGuard:
 
     def begun(self) -> None:
         """A session was opened: from now on the weights are a mixture until it ends."""
-        self._session_open, self._session_wrote = True, False
+        self._session_open, self._session_whole, self._session_touched = True, False, False
 
     def wrote(self, success: bool, message: str) -> None:
         """A part of a session has been written, or could not be."""
+        self._session_whole = success
         if success:
-            self._session_wrote = True
+            self._session_touched = True
+        elif self._session_touched:
+            self._half_written = True
         else:
-            self._session_wrote = False
             self._note_failure(message)
 
     def ended(self) -> None:
         """The session was closed; one that wrote without a failure at its end makes the weights whole again."""
-        if self._session_wrote:
+        if self._session_whole:
             self._half_written = False
+        self._session_open = False
+
+    def abandoned(self) -> None:
+        """The session was closed by someone else than its writer, who is gone: what it wrote is a part at best."""
+        self._half_written |= self._session_touched
         self._session_open = False
 
     def _note_failure(self, message: str) -> None:

@@ -3,8 +3,9 @@
     python -m tests.e2e.killable_training WHERE COUNT train-arguments...
 
 WHERE: ``journal`` (in the middle of collection), ``update`` (after an update, before it is recorded), ``checkpoint``
-(all is written but the name), ``none``. COUNT: at which pass. Two others harm something else: ``server`` kills the
-server that the run started, in the middle of collection; ``disk`` lets the files of a checkpoint grow to 100 kB only.
+(all is written but the name), ``push`` (after a part of the weights was sent), ``none``. COUNT: at which pass. Two
+others harm something else: ``server`` kills the server that the run started, in the middle of collection; ``disk`` lets
+the files of a checkpoint grow to 100 kB only.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import psutil
 import trainer.atomic
 from sglang_trb.cli.main import main as trb
 from trainer.checkpoints import STATE
+from trainer.client import TrbClient
 from trainer.journal import StepJournal
 
 
@@ -32,6 +34,8 @@ def main() -> int:
         from trainer.engine import TrainEngine
 
         _end_in(TrainEngine, "update", int(count))
+    elif where == "push":
+        _end_in_push(int(count))
     elif where == "server":
         _call_after(StepJournal, "append", int(count), _kill_server)
     elif where == "disk":
@@ -80,6 +84,20 @@ def _call_after(owner: type, method: str, count: int, action: Callable[[], None]
         return result
 
     setattr(owner, method, counted)
+
+
+def _end_in_push(count: int) -> None:
+    post, passes = TrbClient.post, 0
+
+    async def counted(self: TrbClient, route: str, *arguments: Any) -> Any:
+        nonlocal passes
+        result = await post(self, route, *arguments)
+        passes += route.startswith("/update_weights_from_")
+        if passes == count:
+            os._exit(9)
+        return result
+
+    TrbClient.post = counted  # type: ignore[method-assign]
 
 
 def _end_before_checkpoint_is_named(count: int) -> None:

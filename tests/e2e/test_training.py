@@ -7,11 +7,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from random import Random
 
 import pytest
 import yaml
 
-from sglang_trb.local_server import serving
+from sglang_trb.local_server import ADMIN_KEY_VARIABLE, free_port, serving
 from tests.pairs import Pair, build_pair
 from trainer.checkpoints import CheckpointStore
 from trainer.journal import StepJournal
@@ -29,9 +30,11 @@ def pair() -> Pair:
 @pytest.fixture(scope="module")
 def server(pair, tmp_path_factory):
     options = ["--model-path", str(pair.student), "--speculative-draft-model-path", str(pair.teacher)]
+    os.environ[ADMIN_KEY_VARIABLE] = "a key"  # the server's and the trainers'
     log = tmp_path_factory.mktemp("server") / "server.log"
     with serving(ROOT / "server_configs" / "cpu-tiny.yaml", options, log=log) as address:
         yield address
+    del os.environ[ADMIN_KEY_VARIABLE]
 
 
 @pytest.fixture
@@ -68,24 +71,31 @@ def config(pair, server, tmp_path):
 
 
 def train(config: Path, *overrides: str, where: str = "none", count: int = 0) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "tests.e2e.killable_training", where, str(count), "--config", str(config)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    module = ["-m", "tests.e2e.killable_training", where, str(count)]
+    return end_of([sys.executable, *module, "--config", str(config), *overrides])
+
+
+def end_of(command: list[str]) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [*command, *overrides], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200, check=False
+        command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=200, check=False
     )
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
 def curve_of(config: Path, name: str = "tiny") -> str:
     return json.dumps(curve(read_rows(config.parent / "runs" / name / METRICS_FILE)))
 
 
-def check_each_prompt_once(run: Path) -> None:
+def check_each_prompt_once(run: Path, steps: int = STEPS) -> None:
     trained = []
-    for step in range(STEPS):
+    for step in range(steps):
         with StepJournal(run / "journal" / f"step-{step:06d}.rollouts") as journal:
             trained += [(r.key.prompt, r.key.sample) for r in journal.rollouts()]
             assert {r.key.step for r in journal.rollouts()} == {step}
-    assert trained == [(prompt, sample) for prompt in range(STEPS * PROMPTS) for sample in range(SAMPLES)]
+    assert trained == [(prompt, sample) for prompt in range(steps * PROMPTS) for sample in range(SAMPLES)]
 
 
 def test_a_run_from_start_to_end(config):
@@ -163,6 +173,88 @@ def test_a_server_killed_during_collection_is_started_again_and_brought_to_its_w
     run = config.parent / "runs" / "tiny"
     assert [row["step"] for row in read_rows(run / METRICS_FILE)] == list(range(1, STEPS + 1))
     check_each_prompt_once(run)
+
+
+@pytest.mark.parametrize("route", ["tensor", "distributed"])
+def test_every_route_of_the_push_gives_the_same_curve(config, route):
+    """The weights go in several parts; killed between two of them, the next run finds the server half-way."""
+    overrides = [f"push.route={route}", "push.bucket_mib=0.1", "evaluation.every=0"]
+    killed = train(config, *overrides, where="push", count=4)
+    assert killed.returncode == 9, killed.stderr
+    resumed = train(config, *overrides)
+    assert resumed.returncode == 0, resumed.stderr
+    assert train(config, "name=by-disk", "evaluation.every=0").returncode == 0
+    assert curve_of(config) == curve_of(config, "by-disk")
+    check_each_prompt_once(config.parent / "runs" / "tiny")
+
+
+def test_the_tensor_route_without_a_key_is_refused(config, monkeypatch):
+    monkeypatch.delenv(ADMIN_KEY_VARIABLE)
+    done = train(config, "push.route=tensor")
+    assert done.returncode == 1 and "push.route: got 'tensor' without an admin key" in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
+def test_two_processes_train_as_one(config, launcher):
+    """Sums come in another order: the same to rounding, and the same prompts."""
+    launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m"]
+    if launcher == "deepspeed":
+        launch = ["-m", "deepspeed.launcher.runner", "--num_gpus", "2", "--master_port", str(free_port()), "--module"]
+    arguments = ["train", "--config", str(config), "optimisation.zero_stage=3", "evaluation.every=0"]
+    done = end_of([sys.executable, *launch, "sglang_trb.cli.main", *arguments])
+    assert done.returncode == 0, done.stderr
+    check_each_prompt_once(config.parent / "runs" / "tiny")
+    assert train(config, "name=alone", "evaluation.every=0").returncode == 0
+    two, one = (read_rows(config.parent / "runs" / name / METRICS_FILE) for name in ("tiny", "alone"))
+    for name in ("train/loss", "train/grad_norm", "rollout/reverse_kl"):
+        assert two[0][name] == pytest.approx(one[0][name], rel=1e-4), name
+    assert [row["step"] for row in two] == [row["step"] for row in one]
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({"question": "", "answer": "1"}, "line 21, question: got ''"),
+        ({"question": None, "answer": "1"}, "line 21, question: got None"),
+        ({"question": "x " * 300, "answer": "1"}, "longer than 512 tokens"),
+    ],
+    ids=["empty", "not text", "too long"],
+)
+def test_a_poisoned_prompt(config, row, says):
+    """The first two stop the run at once; a prompt that is too long is left out and the run goes on."""
+    with (config.parent / "problems.jsonl").open("a") as problems:
+        problems.write(json.dumps(row) + "\n")
+    done = train(config, "steps=1", "evaluation.every=0", "data.max_prompt_tokens=512")
+    assert says in done.stderr + done.stdout and "Traceback" not in done.stderr, done.stderr + done.stdout
+    assert done.returncode == (0 if row["question"] else 1)
+
+
+def test_a_prompt_that_the_server_refuses_stops_the_run_with_its_reason(config):
+    row = json.dumps({"question": "x " * 5000, "answer": "1"}) + "\n"
+    (config.parent / "problems.jsonl").write_text(row * PROMPTS)
+    done = train(config, "steps=1", "evaluation.every=0", "data.max_prompt_tokens=100000")
+    assert done.returncode == 1 and "context length" in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+@pytest.mark.slow
+def test_twenty_kills_at_random_moments(config):
+    """Whenever it is killed, the next run goes on, and in what survives every prompt is trained on once."""
+    random = Random(0)
+    command = [sys.executable, "-m", "sglang_trb.cli.main", "train", "--config", str(config)]
+    metrics = config.parent / "runs" / "tiny" / METRICS_FILE
+    for _ in range(20):
+        with subprocess.Popen(
+            [*command, "steps=1000"], cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ) as process:
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(random.uniform(5, 20))
+            process.kill()
+    steps = read_rows(metrics)[-1]["step"] + 2
+    done = end_of([*command, f"steps={steps}"])
+    assert done.returncode == 0, done.stderr
+    assert [row["step"] for row in read_rows(metrics)] == list(range(steps + 1))
+    check_each_prompt_once(metrics.parent, steps)
 
 
 def test_replaying_a_journal_is_bit_identical(config):

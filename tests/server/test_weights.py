@@ -124,6 +124,26 @@ def test_tensor_update_needs_the_admin_key_and_a_session(server: Server, pair: P
     assert checksums(server, "draft") == teacher
 
 
+def test_an_abandoned_session_is_refused_until_an_update_succeeds(server: Server, pair: Pair, trained: Path) -> None:
+    def abandon(admin: bool = True):
+        return server.post("/trb/abandon_weight_update", {}, admin=admin)
+
+    weights = load_file(trained / "model.safetensors")
+    name = sorted(weights)[0]
+    assert (abandon().status_code, abandon(admin=False).status_code) == (400, 401)
+    assert session(server, "begin").status_code == 200
+    assert push_tensors(server, {name: weights[name]}).status_code == 200
+    again = session(server, "begin")
+    assert (again.status_code, "already open" in again.text) == (400, True)
+    assert abandon().status_code == 200
+    refused = server.post("/generate", {"text": "x", "sampling_params": {"max_new_tokens": 2}})
+    assert (refused.status_code, "neither the old nor the new" in refused.text) == (503, True)
+    assert session(server, "begin").status_code == 200
+    assert push_tensors(server, weights, weight_version="whole").status_code == 200
+    assert session(server, "end").status_code == 200
+    assert agrees_with(server, trained, pair.teacher)["weight_version"] == "whole"
+
+
 def test_wrong_tensors_change_nothing(server: Server, pair: Pair) -> None:
     weights = load_file(pair.student / "model.safetensors")
     name = sorted(weights)[0]

@@ -166,3 +166,16 @@ def test_every_field_says_what_it_is():
                 yield ".".join([*path, name])
 
     assert list(undocumented(RunConfig, [])) == []
+
+
+def test_the_papers_problem_sets_are_known_by_name(minimal):
+    sets = "[math500, {name: gsm8k, path: local.jsonl}, {name: aime24, samples: 8}, {name: mine, path: mine.jsonl}]"
+    config = load_config(minimal, [f"evaluation.benchmarks={sets}"])
+    math500, gsm8k, aime24, mine = config.evaluation.benchmarks
+    assert (math500.repo, math500.samples, math500.question_field) == ("HuggingFaceH4/MATH-500", 64, "problem")
+    assert (gsm8k.path, gsm8k.repo, gsm8k.samples) == ("local.jsonl", None, 32)
+    assert (aime24.repo, aime24.split, aime24.samples) == ("HuggingFaceH4/aime_2024", "train", 8)
+    assert (mine.path, mine.samples) == ("mine.jsonl", 1)
+    assert load_config(minimal, [f"evaluation.benchmarks={sets}"]) == config
+    with pytest.raises(WrongConfig, match="a name alone stands for one of gsm8k, math500"):
+        load_config(minimal, ["evaluation.benchmarks=[math5000]"])

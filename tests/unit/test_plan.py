@@ -8,7 +8,7 @@ import pytest
 
 from trainer.cli.train import run
 from trainer.config_file import load_config
-from trainer.plan import bytes_per_token, training_memory
+from trainer.plan import journal_bytes, training_memory
 
 ROOT = Path(__file__).resolve().parents[2]
 PAPER = ROOT / "examples" / "paper" / "trb-1.7b-8b.yaml"
@@ -28,8 +28,9 @@ def test_memory_of_qwen3_1_7b(stage, processes, divisors):
 
 def test_statistics_of_a_token():
     config = load_config(PAPER)
-    assert bytes_per_token(config) == 4 + 7 * 4 + 16 * 12
-    assert bytes_per_token(load_config(PAPER, ["loss={name: entropy_aware}"])) == 4 + 7 * 4 + 2 * 16 * 12
+    assert journal_bytes(config.sampling(0)[0].returned) == 4 + 7 * 4 + 16 * 12
+    config = load_config(PAPER, ["loss={name: entropy_aware}"])
+    assert journal_bytes(config.sampling(0)[0].returned) == 4 + 7 * 4 + 2 * 16 * 12
 
 
 def test_dry_run_prints_the_plan_and_the_configuration(capsys, monkeypatch):

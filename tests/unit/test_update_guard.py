@@ -59,3 +59,24 @@ def test_a_failed_disk_load_is_refused_until_one_succeeds(guard: UpdateGuard) ->
 def test_one_replica_that_wrote_makes_a_joint_answer_half_written(guard: UpdateGuard) -> None:
     guard.replaced(False, f"{UNTOUCHED}x | Success")
     assert guard.refusal == HALF_WRITTEN
+
+
+def test_a_part_that_is_missing_after_another_was_written_is_half_way(guard: UpdateGuard) -> None:
+    guard.begun()
+    guard.wrote(True, "Success")
+    guard.wrote(False, UNTOUCHED + "wrong name")
+    guard.ended()
+    assert guard.refusal == HALF_WRITTEN
+
+
+@pytest.mark.parametrize("parts", [0, 1])
+def test_an_abandoned_session_is_half_way_if_it_wrote(guard: UpdateGuard, parts: int) -> None:
+    guard.begun()
+    for _ in range(parts):
+        guard.wrote(True, "Success")
+    guard.abandoned()
+    assert guard.refusal == (HALF_WRITTEN if parts else None)
+    guard.begun()
+    guard.wrote(True, "Success")
+    guard.ended()
+    assert guard.refusal is None

@@ -1,0 +1,91 @@
+"""The push: weights in parts, a session that somebody left open, a server that refuses a part."""
+
+from __future__ import annotations
+
+import asyncio
+import types
+from typing import Any
+
+import pytest
+import torch
+
+from trainer.client import Refused
+from trainer.config import Push
+from trainer.push import make_pusher, tensor
+from trainer.push.distributed import _own_address
+from trainer.push.pusher import SessionPusher, _buckets
+
+WEIGHTS = {name: torch.full((size,), float(size)) for name, size in (("a", 10), ("b", 20), ("c", 100), ("d", 1))}
+
+
+class Server:
+    """What a pusher asks of a server, in order; routes in ``refusing`` are refused once."""
+
+    url = "http://127.0.0.1:1"
+
+    def __init__(self, **refusing: str) -> None:
+        self.asked: list[str] = []
+        self._refusing = refusing
+
+    async def post(self, route: str, body: dict[str, Any], timeout_s: float) -> None:
+        self.asked.append(route)
+        message = self._refusing.pop(route.removeprefix("/"), None)
+        if message is not None:
+            raise Refused(message)
+
+
+class Parts(SessionPusher):
+    async def _send_all(self, client, buckets):
+        for index, bucket in enumerate(buckets):
+            await client.post("/part", {"names": list(bucket), **self._version_with(index, buckets)}, 1.0)
+
+
+def push(server: Server, pusher: SessionPusher) -> None:
+    pusher.hold(WEIGHTS, "run/step-1")
+    asyncio.run(pusher.resync(server))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("size", "want"), [(1, ["a", "b", "c", "d"]), (120, ["ab", "c", "d"]), (1000, ["abcd"])])
+def test_parts_are_full_and_a_large_tensor_is_one_of_its_own(size, want):
+    assert ["".join(bucket) for bucket in _buckets(WEIGHTS, size)] == want
+
+
+def test_the_version_goes_with_the_last_part():
+    parts = Parts(120)
+    parts.hold(WEIGHTS, "run/step-1")
+    assert [parts._version_with(i, [{}, {}, {}]) for i in range(3)] == [{}, {}, {"weight_version": "run/step-1"}]
+
+
+def test_a_session_that_was_left_open_is_abandoned_first():
+    server = Server(begin_weight_update="a weight-update session is already open; call end_weight_update() first")
+    push(server, Parts(1000))
+    begin = "/begin_weight_update"
+    assert server.asked == [begin, "/trb/abandon_weight_update", begin, "/part", "/end_weight_update"]
+
+
+def test_another_refusal_to_begin_is_raised():
+    with pytest.raises(Refused, match="401"):
+        push(Server(begin_weight_update="401"), Parts(1000))
+
+
+def test_a_refused_part_closes_the_session():
+    server = Server(part="a is not a tensor of the served model")
+    with pytest.raises(Refused, match="not a tensor"):
+        push(server, Parts(1000))
+    assert server.asked == ["/begin_weight_update", "/part", "/trb/abandon_weight_update"]
+
+
+def test_a_part_larger_than_the_shared_memory_is_refused_before_it_is_written(monkeypatch):
+    monkeypatch.setattr(tensor.shutil, "disk_usage", lambda path: types.SimpleNamespace(free=100))
+    with pytest.raises(OSError, match=r"push\.bucket_mib"):
+        tensor._shared(WEIGHTS)
+
+
+@pytest.mark.parametrize("route", ["disk", "tensor", "distributed"])
+def test_a_configuration_names_the_route(route, tmp_path):
+    pusher = make_pusher(Push(route=route), tmp_path, "source")
+    assert type(pusher).__name__ == f"{route.capitalize()}Pusher"
+
+
+def test_a_server_on_this_machine_is_told_loopback():
+    assert _own_address("http://127.0.0.1:30000") == "127.0.0.1"

@@ -1,0 +1,48 @@
+"""The disk route: a folder that trainer and servers share."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from trainer.atomic import remove_folder
+from trainer.client import TrbClient
+from trainer.push.pusher import PUSH_SECONDS, Pusher
+from trainer.student_folder import write_student
+
+
+class DiskPusher(Pusher):
+    """Writes each version once; a server reads it when it is brought to it, also one that comes back later.
+
+    Args:
+        folder: where the versions are written; only the newest is kept.
+        source: as in `write_student`.
+    """
+
+    def __init__(self, folder: Path, source: str) -> None:
+        self.folder, self._source = folder, source
+        self._current: str | None = None
+
+    def hold(self, weights: Mapping[str, torch.Tensor], weight_version: str) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        target = self.folder / weight_version.replace("/", "-")
+        if target.exists():
+            remove_folder(target)
+        write_student(target, weights, self._source)
+        for other in self.folder.iterdir():
+            if other != target:
+                shutil.rmtree(other)
+        self.hold_folder(target, weight_version)
+
+    def hold_folder(self, folder: str | Path, weight_version: str) -> None:
+        self._current = os.fspath(Path(folder).resolve()) if Path(folder).is_dir() else os.fspath(folder)
+        self._version = weight_version
+
+    async def resync(self, client: TrbClient) -> None:
+        assert self._current is not None, "hold() comes first"
+        body = {"model_path": self._current, "weight_version": self._version, "flush_cache": True}
+        await client.post("/update_weights_from_disk", body, PUSH_SECONDS)
