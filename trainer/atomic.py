@@ -45,11 +45,15 @@ def remove_folder(folder: Path) -> None:
     shutil.rmtree(unfinished)
 
 
-def write_file(target: Path, text: str) -> None:
-    """Replace a file's text at once: readers see the old or the new, whole."""
+def write_file(target: Path, content: str | bytes) -> None:
+    """Replace a file at once: readers see the old or the new, whole.
+
+    Raises:
+        OSError: the disk is full or gone; the file is as it was.
+    """
     unfinished = target.with_name(UNFINISHED + target.name)
     try:
-        unfinished.write_text(text, encoding="utf-8")
+        unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
         sync(unfinished)
         unfinished.replace(target)
     except BaseException:

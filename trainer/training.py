@@ -44,6 +44,7 @@ from trainer.records import (
 )
 from trainer.records.sinks import Sink
 from trainer.rollouts import Rollout
+from trainer.run_folder import check_continues, claimed, write_provenance
 from trainer.student import Student
 from trainer.student_folder import write_student
 from trainer.vocabulary import shared_vocabulary
@@ -85,6 +86,10 @@ class _Training:
     def __init__(self, config: RunConfig, processes: Processes, progress: Any, stack: contextlib.ExitStack) -> None:
         self.config, self.processes, self.progress = config, processes, progress
         rollouts = config.rollouts
+        with self._together():
+            if processes.leads:
+                stack.enter_context(claimed(config.run_folder))
+                check_continues(config.run_folder, config)
         torch.manual_seed(config.seed)
         vocabulary = shared_vocabulary(config)
         settings = config.optimisation
@@ -106,6 +111,7 @@ class _Training:
         if processes.leads:
             self.leader = stack.enter_context(Leader(config, vocabulary, progress.note, progress.rollout_progress))
             self.records = self._open_records()
+            write_provenance(config.run_folder, config, vocabulary)
             stack.callback(self.records.close)
 
     def run(self) -> None:
@@ -277,7 +283,6 @@ class _Training:
     def _resume(self) -> int:
         """Go back to the newest checkpoint; the number of updates that it holds."""
         if self.processes.leads:
-            self.config.run_folder.mkdir(parents=True, exist_ok=True)
             self.store.remove_leftovers()
         checkpoint = self.store.latest()
         step = self.processes.share(0 if checkpoint is None else checkpoint.step)

@@ -200,7 +200,8 @@ def test_two_processes_train_as_one(config, launcher):
     """Sums come in another order: the same to rounding, and the same prompts."""
     launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m"]
     if launcher == "deepspeed":
-        launch = ["-m", "deepspeed.launcher.runner", "--num_gpus", "2", "--master_port", str(free_port()), "--module"]
+        launch = ["-m", "deepspeed.launcher.runner", "--num_gpus", "2", "--master_port", str(free_port())]
+        launch += ["--no_local_rank", "--module"]
     arguments = ["train", "--config", str(config), "optimisation.zero_stage=3", "evaluation.every=0"]
     done = end_of([sys.executable, *launch, "sglang_trb.cli.main", *arguments])
     assert done.returncode == 0, done.stderr

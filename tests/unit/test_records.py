@@ -127,7 +127,7 @@ def test_killed_between_the_two_files_of_a_rewind_the_rows_are_in_both(path, mon
         target.write_bytes(content)
 
     with monkeypatch.context() as patched:
-        patched.setattr("trainer.records.metrics.write_atomically", killed)
+        patched.setattr("trainer.records.metrics.write_file", killed)
         with pytest.raises(KeyboardInterrupt):
             log.rewind(1)
     assert path.read_bytes() == before

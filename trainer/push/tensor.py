@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import functools
 import io
+import os
 import shutil
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
@@ -26,8 +28,7 @@ class TensorPusher(SessionPusher):
 
     async def _send_all(self, client: TrbClient, buckets: list[Weights]) -> None:
         ranks = int((await client.info())["tp_size"])
-        # The other strategy passes file descriptors, which only a child process may fetch.
-        torch.multiprocessing.set_sharing_strategy("file_system")
+        _start_sharing()
         for index, bucket in enumerate(buckets):
             shared = await asyncio.to_thread(_shared, bucket)
             body = {
@@ -36,6 +37,24 @@ class TensorPusher(SessionPusher):
                 **self._version_with(index, buckets),
             }
             await client.post("/update_weights_from_tensor", body, PUSH_SECONDS)
+
+
+@functools.cache
+def _start_sharing() -> None:
+    """Share by file name; torch's other strategy passes file descriptors, which only a child process may fetch.
+
+    Its helper process (torch_shm_manager) lives until the servers that it served end. It must not keep our standard
+    error open, else whoever reads that would wait for it.
+    """
+    torch.multiprocessing.set_sharing_strategy("file_system")
+    with Path(os.devnull).open("wb") as nowhere:
+        kept = os.dup(2)
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            torch.zeros(1).share_memory_()
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
 
 
 def _shared(bucket: Weights) -> list[tuple[str, torch.Tensor]]:

@@ -22,7 +22,7 @@ student. A value that a step did not measure is left out of its row.
 | ``eval/<benchmark>/pass_at_1``, ``…_low``, ``…_high`` | 0–1 | of the student after the update, with its interval |
 """
 
-from trainer.records.files import METRICS_FILE, SETTINGS_FILE, read_settings, write_atomically, write_settings
+from trainer.records.files import METRICS_FILE, SETTINGS_FILE, read_settings, write_settings
 from trainer.records.metrics import MetricsLog, RecordsBroken, Row, curve, read_rows
 from trainer.records.run import RunRecords
 from trainer.records.sinks import Sink, SinkFailed, SinkUnavailable, TensorBoardSink, WandbSink
@@ -42,6 +42,5 @@ __all__ = [
     "curve",
     "read_rows",
     "read_settings",
-    "write_atomically",
     "write_settings",
 ]

@@ -1,14 +1,13 @@
-"""The names of a run folder's records, and writing a file so that a reader sees all of it or the one before."""
+"""The names of a run folder's records, and its settings."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from trainer.atomic import sync
+from trainer.atomic import write_file
 from trainer.errors import TrainerError
 
 METRICS_FILE = "metrics.jsonl"
@@ -19,27 +18,10 @@ class SettingsBroken(TrainerError, ValueError):
     """A run's settings file is not a JSON object; the message says where."""
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name, sync it, and rename it into place.
-
-    Raises:
-        OSError: the disk is full or gone; ``path`` is as it was and no temporary file stays.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as stream:
-            stream.write(content)
-        sync(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync(path.parent)
-
-
 def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     """Write a run's resolved settings (any JSON-ready object), for the report and for the reader."""
     text = json.dumps(settings, indent=2, ensure_ascii=False, allow_nan=False)
-    write_atomically(folder / SETTINGS_FILE, f"{text}\n".encode())
+    write_file(folder / SETTINGS_FILE, text + "\n")
 
 
 def read_settings(folder: Path) -> dict[str, Any]:

@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from sglang_trb.errors import InvalidParameter
-from trainer.atomic import sync
+from trainer.atomic import sync, write_file
 from trainer.errors import TrainerError
-from trainer.records.files import write_atomically
 
 Row = dict[str, float]
 """``step`` (an int) and the step's values by name, ``group/name`` or ``group/name/name``."""
@@ -85,7 +84,7 @@ class MetricsLog:
         kept = [row for row in rows if row["step"] <= step]
         # History first: a kill in between leaves the rows in both files, never in none.
         history = _keep_aside(self.path, "rewound", _to_text(rows[len(kept) :]))
-        write_atomically(self.path, _to_text(kept))
+        write_file(self.path, _to_text(kept))
         self.last_step = int(kept[-1]["step"]) if kept else None
         return history
 
@@ -125,14 +124,14 @@ def _repair(path: Path) -> None:
         _append_synced(path, b"\n")
         return
     _keep_aside(path, "torn", last)
-    write_atomically(path, whole + newline)
+    write_file(path, whole + newline)
 
 
 def _keep_aside(path: Path, why: str, content: bytes) -> Path:
     """Write the next free history file beside a metrics file."""
     numbered = (path.with_name(f"{path.stem}.{why}-{number:03d}{path.suffix}") for number in itertools.count(1))
     history = next(file for file in numbered if not file.exists())
-    write_atomically(history, content)
+    write_file(history, content)
     return history
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sglang_trb.errors import InvalidParameter
-from trainer.records import write_atomically
+from trainer.atomic import write_file
 from trainer.report.charts import charts_for
 from trainer.report.draw import render
 from trainer.report.page import page
@@ -44,7 +44,7 @@ def write_report(run_folders: Sequence[Path], out: Path) -> Path:
     drawn = []
     for chart in charts_for(runs):
         png, svg = render(chart, runs)
-        write_atomically(out / f"{chart.name}.png", png)
+        write_file(out / f"{chart.name}.png", png)
         drawn.append((chart, svg))
-    write_atomically(out / PAGE, page(runs, drawn).encode())
+    write_file(out / PAGE, page(runs, drawn).encode())
     return out / PAGE

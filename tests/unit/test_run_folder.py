@@ -1,0 +1,93 @@
+"""Who may write to a run's folder, and which run may go on in it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from sglang_trb.blend import StopAlignment
+from tests.pairs import build_pair
+from trainer.config import RunConfig
+from trainer.log_probs import Vocabulary
+from trainer.records import write_settings
+from trainer.run_folder import (
+    MAY_CHANGE,
+    PROVENANCE_FILE,
+    FolderInUse,
+    OtherRun,
+    check_continues,
+    claimed,
+    write_provenance,
+)
+
+VALUES = {
+    "name": "run",
+    "models": {"student": "s", "teacher": "t"},
+    "data": {"path": "problems.jsonl"},
+    "loss": {"name": "reverse_kl"},
+    "server": {"urls": ["http://127.0.0.1:30000"]},
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Of a run that was started with `VALUES`."""
+    write_settings(tmp_path, RunConfig(**VALUES).model_dump(mode="json"))
+    (tmp_path / "journal").mkdir()
+    (tmp_path / "journal" / "step-000000.rollouts").touch()
+    return tmp_path
+
+
+def test_one_process_at_a_time(tmp_path):
+    code = f"from trainer.run_folder import claimed; claimed(__import__('pathlib').Path({str(tmp_path)!r})).__enter__()"
+    with claimed(tmp_path):
+        with pytest.raises(FolderInUse, match="another trb train is at work"), claimed(tmp_path):
+            pass
+        other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert "FolderInUse" in other.stderr
+    with claimed(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("field", "change"),
+    [
+        ("seed", {"seed": 1}),
+        ("data.path", {"data": {"path": "others.jsonl"}}),
+        ("rollouts.behaviour.epsilon", {"rollouts": {"behaviour": {"method": "trb", "epsilon": 0.5}}}),
+        ("loss.normalisation", {"loss": {"name": "reverse_kl", "normalisation": "tail"}}),
+        ("optimisation.learning_rate", {"optimisation": {"learning_rate": 1}}),
+    ],
+)
+def test_what_decides_about_a_run_stays(folder, field, change):
+    with pytest.raises(OtherRun, match=rf"{field}: got .* was started with .*; allowed: the same, or another name"):
+        check_continues(folder, RunConfig(**VALUES | change))
+
+
+def test_the_rest_may_change(folder):
+    change = {"steps": 3, "server": {"launch": "x.yaml"}, "optimisation": {"micro_batch_size": 1}}
+    check_continues(folder, RunConfig(**VALUES | change))
+
+
+def test_what_may_change_exists():
+    for name in MAY_CHANGE:
+        value = RunConfig(**VALUES)
+        for part in name.split("."):
+            value = getattr(value, part)
+
+
+def test_a_folder_without_rollouts_takes_any_run(folder):
+    (folder / "journal" / "step-000000.rollouts").unlink()
+    check_continues(folder, RunConfig(**VALUES | {"seed": 1}))
+
+
+def test_the_template_is_recorded(tmp_path):
+    pair = build_pair("plain")
+    config = RunConfig(**VALUES | {"models": {"student": str(pair.student), "teacher": str(pair.teacher)}})
+    write_provenance(tmp_path, config, Vocabulary(96, StopAlignment((3,), (5, 3), 3)))
+    written = json.loads((tmp_path / PROVENANCE_FILE).read_text())
+    assert written["stop_ids"] == {"student": [3], "teacher": [5, 3], "canonical": 3}
+    assert written["versions"]["sglang"] and "chat_template" in written
