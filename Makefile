@@ -30,9 +30,11 @@ lint: setup ## ruff (lint and format) and mypy
 	.venv/bin/ruff format --check .
 	$(PY) -m mypy
 
-bench: setup ## measure solver and serving; results in benchmarks/results/*.json
+bench: setup ## measure solver, serving and training; results in benchmarks/results/*.json
 	$(PY) benchmarks/solver.py
 	$(PY) benchmarks/serving.py
+	$(PY) benchmarks/payload.py
+	$(PY) benchmarks/training.py
 
 clean: ## remove .venv, caches and run outputs
 	rm -rf .venv .cache .mypy_cache .pytest_cache .ruff_cache build *.egg-info out

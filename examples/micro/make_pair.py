@@ -82,10 +82,10 @@ RECIPES = {
     "informative": Recipe(
         SMALL,
         ENDOFTEXT,
-        Habits(0.03, 0.47, 0.20, 0.30, wrong_step=0.12),
+        Habits(0.15, 0.35, 0.22, 0.28, wrong_step=0.12),
         120,
         4e-4,
-        pass_at_1=(0.02, 0.2),
+        pass_at_1=(0.05, 0.2),
         start_from="student",
     ),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -179,3 +180,20 @@ def test_the_papers_problem_sets_are_known_by_name(minimal):
     assert load_config(minimal, [f"evaluation.benchmarks={sets}"]) == config
     with pytest.raises(WrongConfig, match="a name alone stands for one of gsm8k, math500"):
         load_config(minimal, ["evaluation.benchmarks=[math5000]"])
+
+
+def documented_baselines():
+    """Method and overrides of each row of the table in docs/training.md."""
+    section = (ROOT / "docs" / "training.md").read_text().split("## The paper's baselines")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| (.+?) \| (`.+`) \|$", section, flags=re.MULTILINE)
+    return [pytest.param(re.findall(r"`(.+?)`", overrides), id=method) for method, overrides in rows]
+
+
+@pytest.mark.parametrize("overrides", documented_baselines())
+def test_documented_baselines_are_configurations(overrides):
+    config = load_config(ROOT / "examples" / "paper" / "trb-1.7b-8b.yaml", overrides)
+    assert all(config.sampling(step)[0].returned.includes(Return.SUPPORT) for step in (0, config.steps))
+
+
+def test_all_baselines_are_documented():
+    assert len(documented_baselines()) == 9

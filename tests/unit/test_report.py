@@ -248,7 +248,7 @@ def test_a_failed_write_leaves_the_report_before(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("trainer.records.files.sync", full)
+        patched.setattr("trainer.atomic.sync", full)
         with pytest.raises(OSError, match="No space"):
             write_report([run], tmp_path / "out")
     assert {file.name: file.read_bytes() for file in path.parent.iterdir()} == before
