@@ -5,7 +5,6 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import Any
 
-from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 from sglang.srt.entrypoints import http_server
 from sglang.srt.runtime_context import get_exec
@@ -14,20 +13,19 @@ from sglang.srt.utils.auth import AuthLevel, auth_level
 import sglang_trb
 from sglang_trb.engine import plugin
 
-router = APIRouter()
-
 
 def add_routes(*args: Any, **kwargs: Any) -> None:
     """Hook before ``_setup_and_run_http_server``: runs once the configuration is published, before the app starts."""
     if get_exec().kernel.sampling_backend != plugin.BACKEND:
         return
     plugin.require_in_force()
-    http_server.app.include_router(router)
+    # Not through an APIRouter: SGLang's check of keys does not see through one.
+    http_server.app.add_api_route("/trb/info", info)
+    http_server.app.add_api_route("/trb/abandon_weight_update", abandon_weight_update, methods=["POST"])
     # It unpickles tensors. Without an admin key, SGLang answers 403 on this level.
     http_server.update_weights_from_tensor._auth_level = AuthLevel.ADMIN_FORCE
 
 
-@router.get("/trb/info")
 async def info() -> dict[str, Any]:
     """What is served: models, versions, stop ids, default rule, memory plan, and whether requests are accepted."""
     state = http_server.get_global_state()
@@ -52,7 +50,6 @@ async def info() -> dict[str, Any]:
     }
 
 
-@router.post("/trb/abandon_weight_update")
 @auth_level(AuthLevel.ADMIN_OPTIONAL)
 async def abandon_weight_update() -> JSONResponse:
     """Close an update session whose writer is gone, so that another can begin; 400 when there is none."""
