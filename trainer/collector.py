@@ -128,11 +128,10 @@ class Collector:
             raise CollectionFailed(f"{order.key} failed {self._max_attempts} times, the last time: {error}") from error
 
     def _check_refusals(self, step: _Step) -> None:
-        refusals = step.journal.refusals()
-        if len(refusals) > self._max_refused_share * step.wanted:
-            last = refusals[-1]
+        if step.refusals > self._max_refused_share * step.wanted:
+            last = step.journal.refusals()[-1]
             raise CollectionFailed(
-                f"{len(refusals)} of {step.wanted} rollouts were refused (rollouts.max_refused_share: "
+                f"{step.refusals} of {step.wanted} rollouts were refused (rollouts.max_refused_share: "
                 f"{self._max_refused_share:g}); {last.key}: {last.reason}"
             )
 
@@ -151,10 +150,12 @@ class _Step:
         self.failures: Counter[RolloutKey] = Counter()
         self.complete = asyncio.Event()
         self._on_progress = on_progress
+        self.refusals = len(journal.refusals())
         self._tokens = sum(len(entry) for entry in journal.entries.values() if isinstance(entry, Rollout))
 
     def finish(self, entry: Rollout | Refusal) -> None:
         self.journal.append(entry)
+        self.refusals += isinstance(entry, Refusal)
         self._tokens += len(entry) if isinstance(entry, Rollout) else 0
         self._on_progress(len(self.journal.entries), self.wanted, self._tokens)
         if len(self.journal.entries) == self.wanted:

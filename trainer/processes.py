@@ -5,6 +5,7 @@ Started with plain ``python``, torchrun or the deepspeed launcher; the last two 
 
 from __future__ import annotations
 
+import datetime
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -14,6 +15,9 @@ import torch.distributed as dist
 
 from sglang_trb.local_server import free_port
 from trainer.errors import TrainerError
+
+PATIENCE = datetime.timedelta(days=7)
+"""The others wait while the leader collects or evaluates, for hours at times; one that dies is noticed at once."""
 
 _ALONE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
 
@@ -37,7 +41,7 @@ class Processes:
         self._join()
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         # For Python objects, which NCCL would carry through the GPU.
-        self._control = dist.new_group(backend="gloo") if self.world > 1 else None
+        self._control = dist.new_group(backend="gloo", timeout=PATIENCE) if self.world > 1 else None
 
     @property
     def leads(self) -> bool:
