@@ -282,6 +282,15 @@ class RunConfig(Section):
     evaluation: Evaluation = Evaluation()
     records: Records = Records()
 
+    @model_validator(mode="after")
+    def _float32_sums(self) -> Self:
+        if self.models.dtype == "bfloat16" and self.optimisation.zero_stage == 0:
+            raise ValueError(
+                "optimisation.zero_stage: got 0 with models.dtype bfloat16, where gradients are summed in bfloat16; "
+                "allowed: 1 to 3 (on one process 1 is the same), or float32"
+            )
+        return self
+
     @property
     def run_folder(self) -> Path:
         return Path(self.folder).expanduser() / self.name

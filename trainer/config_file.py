@@ -102,6 +102,8 @@ def _explained(error: ValidationError) -> Iterator[str]:
             yield f"{name}: there is no such field{_suggestion(path)}"
         elif problem["type"] == "missing":
             yield f"{name}: a value is required"
+        elif problem["type"] == "value_error":  # our own checks, which say themselves what came
+            yield f"{name}: {problem['ctx']['error']}" if name else str(problem["ctx"]["error"])
         else:
             yield f"{name or 'configuration'}: got {problem['input']!r}; allowed: {problem['msg']}"
 

@@ -181,7 +181,9 @@ class TrainEngine:
 
 
 def _deepspeed_config(settings: Optimisation, micro_batches: int, bf16: bool) -> dict[str, Any]:
-    return {
+    # By default DeepSpeed sums the gradients of a bfloat16 model in bfloat16, over micro-batches and over processes.
+    in_float32 = {"data_types": {"grad_accum_dtype": "fp32"}, "communication_data_type": "fp32"}
+    return (in_float32 if bf16 else {}) | {
         "train_micro_batch_size_per_gpu": settings.micro_batch_size,
         "gradient_accumulation_steps": micro_batches,
         "gradient_clipping": settings.max_grad_norm,

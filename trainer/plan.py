@@ -31,8 +31,8 @@ class TrainingMemory:
 
 
 def training_memory(config: RunConfig, processes: int) -> TrainingMemory:
-    """An estimate: AdamW has two float32 moments, bfloat16 weights a float32 copy too; ZeRO stage 1 divides those,
-    stage 2 the gradients, stage 3 the weights.
+    """An estimate: AdamW has two float32 moments; bfloat16 weights have a float32 copy, and their gradients a float32
+    sum. ZeRO stage 1 divides optimiser and copy, stage 2 the gradients, stage 3 the weights.
 
     Raises:
         InvalidParameter: the student's configuration cannot be found.
@@ -46,7 +46,7 @@ def training_memory(config: RunConfig, processes: int) -> TrainingMemory:
 
     return TrainingMemory(
         weights=divided(parameters * element, 3),
-        gradients=divided(parameters * element, 2),
+        gradients=divided(parameters * (4 if element == 4 else 6), 2),
         optimiser=divided(parameters * (8 if element == 4 else 12), 1),
         logits=3 * 4 * vocabulary * config.optimisation.logits_chunk,
     )

@@ -197,3 +197,9 @@ def test_documented_baselines_are_configurations(overrides):
 
 def test_all_baselines_are_documented():
     assert len(documented_baselines()) == 9
+
+
+def test_bfloat16_needs_a_zero_stage(minimal):
+    with pytest.raises(WrongConfig, match=r"optimisation\.zero_stage: got 0 with models\.dtype bfloat16"):
+        load_config(minimal, ["optimisation.zero_stage=0"])
+    assert load_config(minimal, ["optimisation.zero_stage=0", "models.dtype=float32"]).optimisation.zero_stage == 0

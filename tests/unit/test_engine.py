@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing
 import os
 import traceback
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -58,34 +60,50 @@ def weighted():
     return [Weighted(rollout, np.ones(len(rollout), np.float32)) for rollout in make_rollouts()]
 
 
-def reference(checkpoint):
-    """Weights, losses and gradient norms of UPDATES steps on the whole batch, without DeepSpeed and without chunks."""
-    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.999), weight_decay=0.01)
+def reference(checkpoint, dtype=torch.float32):
+    """Weights, losses and gradient norms of UPDATES steps, a rollout at a time, without DeepSpeed and without chunks.
+
+    The model computes in ``dtype``; gradients are summed, and weights kept, in float32.
+    """
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype).train()
+    masters = {name: p.detach().float().clone() for name, p in model.named_parameters()}
+    optimizer = torch.optim.AdamW(masters.values(), lr=1e-3, betas=(0.9, 0.999), weight_decay=0.01)
+    rollouts = make_rollouts()
+    tokens = sum(len(rollout) for rollout in rollouts)
     losses, norms = [], []
     for step in range(UPDATES):
-        total, tokens = torch.zeros(()), 0
-        for rollout in make_rollouts():
-            ids = torch.from_numpy(np.concatenate([rollout.prompt_ids, rollout.token_ids_T]).astype(np.int64))
-            start = len(rollout.prompt_ids) - 1
-            logits = model(ids[None]).logits[0, start : start + len(rollout), :TOKENIZER_SIZE]
-            alignment = VOCABULARY.alignment
-            stops = {"canonical_id": alignment.canonical_id, "masked_ids": alignment.masked_ids}
-            log_probs = align_eos(logits.log_softmax(1), own_ids=alignment.student_ids, **stops)
-            chosen = log_probs.gather(1, torch.from_numpy(rollout.support["ids"].astype(np.int64)))
-            total = total + reverse_kl(chosen, torch.from_numpy(rollout.support["teacher_logprob"]), "surrogate").sum()
-            tokens += len(rollout)
+        for master in masters.values():
+            master.grad = torch.zeros_like(master)
+        losses.append(0.0)
+        for rollout in rollouts:
+            loss = loss_sum(model, rollout) / tokens
+            loss.backward()
+            losses[-1] += loss.item()
+            for name, p in model.named_parameters():
+                masters[name].grad += p.grad
+                p.grad = None
         for group in optimizer.param_groups:
             group["lr"] = 1e-3 * 0.5 * (1 - np.cos(np.pi * (step + 1) / 4))
-        optimizer.zero_grad()
-        (total / tokens).backward()
-        norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)))
+        norms.append(float(torch.nn.utils.clip_grad_norm_(masters.values(), 0.1)))
         optimizer.step()
-        losses.append(total.item() / tokens)
-    return {name: p.detach() for name, p in model.named_parameters()}, losses, norms
+        with torch.no_grad():
+            for name, p in model.named_parameters():
+                p.copy_(masters[name])
+    return {name: p.detach().float() for name, p in model.named_parameters()}, losses, norms
 
 
-def worker(rank, world, port, checkpoint, stage, resume_folder, queue):
+def loss_sum(model, rollout):
+    ids = torch.from_numpy(np.concatenate([rollout.prompt_ids, rollout.token_ids_T]).astype(np.int64))
+    start = len(rollout.prompt_ids) - 1
+    logits = model(ids[None]).logits[0, start : start + len(rollout), :TOKENIZER_SIZE].float()
+    alignment = VOCABULARY.alignment
+    stops = {"canonical_id": alignment.canonical_id, "masked_ids": alignment.masked_ids}
+    log_probs = align_eos(logits.log_softmax(1), own_ids=alignment.student_ids, **stops)
+    chosen = log_probs.gather(1, torch.from_numpy(rollout.support["ids"].astype(np.int64)))
+    return reverse_kl(chosen, torch.from_numpy(rollout.support["teacher_logprob"]), "surrogate").sum()
+
+
+def worker(rank, world, port, case, queue):
     """One process of a run; with a folder, the state goes through a checkpoint after the first update."""
     try:
         values = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_PORT": port}
@@ -96,34 +114,48 @@ def worker(rank, world, port, checkpoint, stage, resume_folder, queue):
         from trainer.student import Student
 
         processes = Processes()
-        settings = Optimisation(zero_stage=stage, **SETTINGS)
+        settings = Optimisation(zero_stage=case.stage, **SETTINGS)
         count = micro_batches_per_process(7, world, 2)
 
         def make_engine():
-            student = Student(checkpoint, VOCABULARY, dtype=torch.float32, chunk=5)
-            return TrainEngine(student, settings, ReverseKL(), processes, count, bf16=False)
+            dtype = torch.bfloat16 if case.bf16 else torch.float32
+            student = Student(case.checkpoint, VOCABULARY, dtype=dtype, chunk=5)
+            return TrainEngine(student, settings, ReverseKL(), processes, count * case.copies, bf16=case.bf16)
 
         engine = make_engine()
         hand = [collate(part, 2) for part in processes.deal(deal(weighted(), world, 2, count))]
         tokens = sum(len(w.rollout) for w in weighted())
         updates = []
-        for step in range(UPDATES):
-            updates.append(engine.update(hand, tokens, step))
-            if resume_folder is not None and step == 0:
-                engine.save(resume_folder)
+        for step in range(case.updates):
+            updates.append(engine.update(hand * case.copies, tokens * case.copies, step))
+            if case.resume_folder is not None and step == 0:
+                engine.save(case.resume_folder)
                 engine = make_engine()
-                engine.load(resume_folder)
+                engine.load(case.resume_folder)
         weights = engine.weights()
-        queue.put((rank, updates, weights and {name: w.numpy() for name, w in weights.items()}, None))
+        queue.put((rank, updates, weights and {name: w.float().numpy() for name, w in weights.items()}, None))
         processes.leave()
     except BaseException:
         queue.put((rank, None, None, traceback.format_exc()))
 
 
-def run(checkpoint, stage, world, resume_folder=None):
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A run; ``copies``: how often the rollouts are repeated within an update."""
+
+    checkpoint: str
+    stage: int
+    world: int
+    bf16: bool = False
+    resume_folder: Path | None = None
+    copies: int = 1
+    updates: int = UPDATES
+
+
+def run(case):
     context = multiprocessing.get_context("fork")
     queue, port = context.Queue(), free_port()
-    arguments = [(rank, world, port, checkpoint, stage, resume_folder, queue) for rank in range(world)]
+    arguments = [(rank, case.world, port, case, queue) for rank in range(case.world)]
     workers = [context.Process(target=worker, args=a) for a in arguments]
     for process in workers:
         process.start()
@@ -137,7 +169,7 @@ def run(checkpoint, stage, world, resume_folder=None):
 @pytest.mark.parametrize(("stage", "world"), [(0, 1), (1, 1), (3, 1), (0, 2), (2, 2), (3, 2)])
 def test_the_update_is_that_of_plain_pytorch(checkpoint, stage, world):
     want, losses, norms = reference(checkpoint)
-    results = run(checkpoint, stage, world)
+    results = run(Case(checkpoint, stage, world))
     for _, updates, _, _ in results:
         assert [u.loss for u in updates] == pytest.approx(losses, rel=1e-4)
         assert [u.grad_norm for u in updates] == pytest.approx(norms, rel=1e-3)
@@ -151,9 +183,29 @@ def test_the_update_is_that_of_plain_pytorch(checkpoint, stage, world):
     assert differ.max() < 2.5e-3 and (differ > 2e-5).float().mean() < 1e-3
 
 
-@pytest.mark.parametrize(("stage", "world"), [(0, 1), (3, 2)])
-def test_going_on_from_a_checkpoint_is_bit_identical(checkpoint, stage, world, tmp_path):
-    straight = run(checkpoint, stage, world)
-    resumed = run(checkpoint, stage, world, tmp_path)
+@pytest.mark.parametrize(("stage", "world"), [(1, 2), (2, 1), (3, 2)])
+def test_the_update_in_bfloat16(checkpoint, stage, world):
+    """The forward's rounding, a share of 2^-9 an operation, is in everything."""
+    want, losses, norms = reference(checkpoint, torch.bfloat16)
+    results = run(Case(checkpoint, stage, world, bf16=True))
+    for _, updates, _, _ in results:
+        assert [u.loss for u in updates] == pytest.approx(losses, rel=2e-2)
+        assert [u.grad_norm for u in updates] == pytest.approx(norms, rel=2e-2)
+    differ = torch.cat([(torch.from_numpy(results[0][2][name]) - want[name]).abs().flatten() for name in want])
+    assert differ.mean() < 2e-4, "of three steps of up to 9e-4"
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_bfloat16_gradients_are_summed_in_float32(checkpoint, stage):
+    """Sixty-four times the same rollouts are the same update; summed in bfloat16 the norm would be off by 0.8%."""
+    once, often = (run(Case(checkpoint, stage, 1, bf16=True, copies=n, updates=1))[0][1][0] for n in (1, 64))
+    assert often.loss == pytest.approx(once.loss, rel=1e-6)
+    assert often.grad_norm == pytest.approx(once.grad_norm, rel=2e-4)
+
+
+@pytest.mark.parametrize(("stage", "world", "bf16"), [(0, 1, False), (3, 2, False), (1, 2, True)])
+def test_going_on_from_a_checkpoint_is_bit_identical(checkpoint, stage, world, bf16, tmp_path):
+    straight = run(Case(checkpoint, stage, world, bf16))
+    resumed = run(Case(checkpoint, stage, world, bf16, tmp_path))
     assert straight[0][1] == resumed[0][1]
     assert all(np.array_equal(straight[0][2][name], resumed[0][2][name]) for name in straight[0][2])
