@@ -238,6 +238,50 @@ def test_a_prompt_that_the_server_refuses_stops_the_run_with_its_reason(config):
     assert done.returncode == 1 and "context length" in done.stderr and "Traceback" not in done.stderr, done.stderr
 
 
+STUDENT = "rollouts.behaviour={method: student}"
+METHODS = {
+    "vanilla": [STUDENT],
+    "fixed epsilon": ["rollouts.behaviour={method: fixed_epsilon, epsilon: 0.05}"],
+    "temperature warmup": ["rollouts.behaviour={method: temperature_warmup, warmup_steps: 2}"],
+    "SKD": ["rollouts.behaviour={method: skd, top_k: 15, teacher_temperature: 0.6}"],
+    "Veto": [STUDENT, "loss={name: veto}"],
+    "Veto, target to student": [STUDENT, "loss={name: veto, direction: target_to_student}"],
+    "entropy-aware": [STUDENT, "loss={name: entropy_aware}"],
+    "TIP": [STUDENT, "loss={name: tip}"],
+    "forward KL": [STUDENT, "loss={name: forward_kl}"],
+    "JSD": [STUDENT, "loss={name: jsd}"],
+    "raw": [STUDENT, "loss={name: reverse_kl, normalisation: raw}"],
+    "renormalised": [STUDENT, "loss={name: reverse_kl, normalisation: renormalised}"],
+    "tail": [STUDENT, "loss={name: reverse_kl, normalisation: tail}"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("overrides", METHODS.values(), ids=METHODS)
+def test_every_method_trains(config, overrides):
+    done = train(config, "steps=2", "evaluation.every=0", *overrides)
+    assert done.returncode == 0, done.stderr
+    rows = read_rows(config.parent / "runs" / "tiny" / METRICS_FILE)
+    assert len(rows) == 2 and all(row["train/grad_norm"] > 0 and row["drift/mean_abs"] < 1e-4 for row in rows)
+    check_each_prompt_once(config.parent / "runs" / "tiny", 2)
+
+
+@pytest.mark.slow
+def test_sft_warmup_has_the_first_prompts_of_the_run_that_follows(config):
+    first = ["name=sft", "steps=2", "rollouts.behaviour={method: teacher}", "loss={name: sft}", "evaluation.every=0"]
+    assert train(config, *first).returncode == 0
+    runs = config.parent / "runs"
+    student = runs / "sft" / "checkpoints" / "step-000002" / "student"
+    assert train(config, f"models.student={student}", STUDENT, "steps=2", "evaluation.every=0").returncode == 0
+    for step in range(2):
+        assert prompts_of(runs / "sft", step) == prompts_of(runs / "tiny", step)
+
+
+def prompts_of(run: Path, step: int) -> list[list[int]]:
+    with StepJournal(run / "journal" / f"step-{step:06d}.rollouts") as journal:
+        return [rollout.prompt_ids.tolist() for rollout in journal.rollouts()]
+
+
 @pytest.mark.slow
 def test_twenty_kills_at_random_moments(config):
     """Whenever it is killed, the next run goes on, and in what survives every prompt is trained on once."""
