@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from sglang_trb.errors import TrbError
 from trainer.atomic import new_folder
 from trainer.batches import MicroBatch, Weighted, collate, deal, micro_batches_per_process
 from trainer.checkpoints import ENGINE, STATE, STUDENT, CheckpointStore
@@ -108,7 +109,10 @@ class _Training:
         self.served_step: int | None = None
         self.start = self._resume()
         self.leader, self.records = None, None
-        if processes.leads:
+        if self.start >= config.steps:
+            if processes.leads:
+                progress.note(f"all {config.steps} updates are made; the newest checkpoint holds {self.start}")
+        elif processes.leads:
             self.leader = stack.enter_context(Leader(config, vocabulary, progress.note, progress.rollout_progress))
             self.records = self._open_records()
             write_provenance(config.run_folder, config, vocabulary)
@@ -122,6 +126,17 @@ class _Training:
             self._record(0, row, seconds)
         for step in range(self.start, self.config.steps):
             self._step(step)
+        if self.processes.leads:
+            self._report()
+
+    def _report(self) -> None:
+        from trainer.report import write_report
+
+        folder = self.config.run_folder
+        try:
+            self.progress.note(f"report: {write_report([folder], folder / 'report')}")
+        except (TrbError, OSError) as error:
+            self.progress.note(f"the report could not be written: {error}")
 
     def _step(self, step: int) -> None:
         seconds: dict[str, float] = {}

@@ -113,8 +113,13 @@ def test_a_run_from_start_to_end(config):
     assert [checkpoint.step for checkpoint in CheckpointStore(run / "checkpoints", 2).all()] == [2, 4]
     check_each_prompt_once(run)
     check_evaluated_again(config, rows[-1]["eval/sums/pass_at_1"])
+    assert (run / "report" / "index.html").is_file()
     again = train(config)
-    assert again.returncode == 0 and [row["step"] for row in read_rows(run / METRICS_FILE)] == list(range(STEPS + 1))
+    assert (
+        again.returncode == 0
+        and "all 4 updates are made" in again.stdout
+        and [row["step"] for row in read_rows(run / METRICS_FILE)] == list(range(STEPS + 1))
+    )
 
 
 def check_evaluated_again(config: Path, want: float) -> None:
