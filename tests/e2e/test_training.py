@@ -288,6 +288,7 @@ def prompts_of(run: Path, step: int) -> list[list[int]]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_twenty_kills_at_random_moments(config):
     """Whenever it is killed, the next run goes on, and in what survives every prompt is trained on once."""
     random = Random(0)
