@@ -14,8 +14,8 @@ key.sub=value. A run that was stopped, however, goes on when the same command is
 it with torchrun or deepspeed (torchrun --nproc-per-node 8 -m sglang_trb.cli.main train --config FILE)."""
 
 EPILOG = """What is written goes to FOLDER/NAME of the configuration: metrics.jsonl (a row a step), checkpoints/,
-journal/ (rollouts), evaluations/, report/, tensorboard/, server.log. Exit status: 0 done, 1 failed (state kept), 2 wrong
-usage."""
+journal/ (rollouts), evaluations/, report/, tensorboard/, server.log. Exit status: 0 done, 1 failed (state kept),
+2 wrong usage."""
 
 
 def run(argv: list[str]) -> int:
