@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ from pydantic import BaseModel, ValidationError
 
 from trainer.config import RunConfig
 from trainer.errors import TrainerError
+
+_VARIANTS = ("behaviour", "loss")
+"""Sections that are one of several, told apart by a field of their own."""
 
 
 class WrongConfig(TrainerError, ValueError):
@@ -97,6 +101,8 @@ def _apply(values: dict[str, Any], override: str) -> None:
 def _explained(error: ValidationError) -> Iterator[str]:
     for problem in error.errors():
         path = [str(part) for part in problem["loc"]]
+        # pydantic names the chosen variant too, as in rollouts.behaviour.trb.epsilon
+        path = [part for above, part in pairwise(["", *path]) if above not in _VARIANTS]
         name = ".".join(path)
         if problem["type"] == "extra_forbidden":
             yield f"{name}: there is no such field{_suggestion(path)}"
@@ -105,7 +111,8 @@ def _explained(error: ValidationError) -> Iterator[str]:
         elif problem["type"] == "value_error":  # our own checks, which say themselves what came
             yield f"{name}: {problem['ctx']['error']}" if name else str(problem["ctx"]["error"])
         else:
-            yield f"{name or 'configuration'}: got {problem['input']!r}; allowed: {problem['msg']}"
+            allowed = problem["msg"].replace("a valid tuple", "a list")
+            yield f"{name or 'configuration'}: got {problem['input']!r}; allowed: {allowed}"
 
 
 def _suggestion(path: Sequence[str]) -> str:
