@@ -56,6 +56,9 @@ def write_file(target: Path, content: str | bytes) -> None:
         unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
         sync(unfinished)
         unfinished.replace(target)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, os.fspath(target)) from None
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise

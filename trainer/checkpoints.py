@@ -18,6 +18,7 @@ from trainer.atomic import UNFINISHED, remove_folder, write_file
 from trainer.errors import TrainerError
 
 STATE, ENGINE, STUDENT = "state.json", "engine", "student"
+BEST = "best.json"
 _NAME = re.compile(r"step-(\d{6,})")
 
 
@@ -59,6 +60,14 @@ class Checkpoint:
         return state
 
 
+@dataclasses.dataclass(frozen=True)
+class Best:
+    """Which checkpoint is the best, and its mean pass@1."""
+
+    step: int
+    score: float
+
+
 class CheckpointStore:
     """The checkpoints of a run.
 
@@ -81,17 +90,23 @@ class CheckpointStore:
         checkpoints = self.all()
         return checkpoints[-1] if checkpoints else None
 
-    def best_step(self) -> int | None:
-        """The step whose evaluation was the best so far, if any was recorded."""
-        path = self.folder / "best.json"
-        return int(json.loads(path.read_text(encoding="utf-8"))["step"]) if path.is_file() else None
+    def best(self) -> Best | None:
+        """The checkpoint whose evaluation was the best so far, if any was recorded.
 
-    def best_score(self) -> float:
-        """Of `best_step`."""
-        return float(json.loads((self.folder / "best.json").read_text(encoding="utf-8"))["score"])
+        Raises:
+            CheckpointBroken: the record is damaged.
+        """
+        path = self.folder / BEST
+        if not path.is_file():
+            return None
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            return Best(int(record["step"]), float(record["score"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointBroken(f"{path}: {error!r}; remove it to forget which was the best") from None
 
-    def record_best(self, step: int, score: float) -> None:
-        write_file(self.folder / "best.json", json.dumps({"step": step, "score": score}) + "\n")
+    def record_best(self, best: Best) -> None:
+        write_file(self.folder / BEST, json.dumps(dataclasses.asdict(best)) + "\n")
 
     def remove_leftovers(self) -> None:
         """Remove what a killed process left half-written."""
@@ -100,9 +115,9 @@ class CheckpointStore:
 
     def prune(self) -> None:
         """Remove all but the newest ``keep_last`` and the best."""
-        best = self.best_step()
+        best = self.best()
         for checkpoint in self.all()[: -self._keep_last]:
-            if checkpoint.step != best:
+            if best is None or checkpoint.step != best.step:
                 remove_folder(checkpoint.folder)
 
     def _found(self) -> Iterator[Checkpoint]:

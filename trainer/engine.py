@@ -6,6 +6,7 @@ Legend: _N response tokens of a micro-batch, _K the 16 ids of a support.
 from __future__ import annotations
 
 import dataclasses
+import pickle
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from deepspeed.runtime.zero import GatheredParameters
 
 from trainer import schedules
 from trainer.batches import MicroBatch
+from trainer.checkpoints import CheckpointBroken
 from trainer.config import Optimisation
 from trainer.losses import LossInputs, LossOutput, LossSettings, compute_loss
 from trainer.processes import Processes
@@ -142,9 +144,17 @@ class TrainEngine:
             raise OSError(f"{folder} could not be written; is the disk full? ({error})") from error
 
     def load(self, folder: Path) -> None:
-        """Go back to what `save` wrote."""
-        path, state = self._engine.load_checkpoint(str(folder), tag=_TAG)
-        assert path is not None, f"DeepSpeed found nothing in {folder}"
+        """Go back to what `save` wrote.
+
+        Raises:
+            CheckpointBroken: it is not all there any more, or is of another number of processes or ZeRO stage.
+        """
+        try:
+            path, state = self._engine.load_checkpoint(str(folder), tag=_TAG)
+        except (OSError, RuntimeError, EOFError, AssertionError, pickle.UnpicklingError) as error:
+            raise CheckpointBroken(f"{_cannot_load(folder)}: {error}") from error
+        if path is None:
+            raise CheckpointBroken(f"{_cannot_load(folder)}: files are missing")
         torch.set_rng_state(state["torch_random"])
 
     def _forward(self, batch: MicroBatch, step: int) -> tuple[LossOutput, torch.Tensor]:
@@ -178,6 +188,13 @@ class TrainEngine:
         if not self._engine.is_gradient_accumulation_boundary():
             return None
         return torch.nn.utils.get_total_norm([p.grad for p in self._engine.module.parameters() if p.grad is not None])
+
+
+def _cannot_load(folder: Path) -> str:
+    return (
+        f"{folder} cannot be loaded (remove {folder.parent.name} to go on from an earlier checkpoint; another number "
+        "of processes needs another run)"
+    )
 
 
 def _deepspeed_config(settings: Optimisation, micro_batches: int, bf16: bool) -> dict[str, Any]:

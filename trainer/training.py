@@ -21,7 +21,7 @@ import torch
 from sglang_trb.errors import TrbError
 from trainer.atomic import new_folder
 from trainer.batches import MicroBatch, Weighted, collate, deal, micro_batches_per_process
-from trainer.checkpoints import ENGINE, STATE, STUDENT, CheckpointStore
+from trainer.checkpoints import ENGINE, STATE, STUDENT, Best, CheckpointStore
 from trainer.config import RunConfig
 from trainer.engine import TrainEngine, Update
 from trainer.errors import TrainerError
@@ -285,10 +285,9 @@ class _Training:
         """Note the best checkpoint, remove what is no longer needed."""
         scores = [value for name, value in row.items() if name.endswith("/pass_at_1")]
         if scores:
-            best = self.store.best_step()
-            mean = float(np.mean(scores))
-            if best is None or mean > self.store.best_score():
-                self.store.record_best(step, mean)
+            best, now = self.store.best(), Best(step, float(np.mean(scores)))
+            if best is None or now.score > best.score:
+                self.store.record_best(now)
         self.store.prune()
         if not self.config.checkpoints.keep_journals:
             for path in (self.config.run_folder / "journal").glob("*.rollouts"):

@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from trainer.atomic import UNFINISHED, new_folder, remove_folder, write_file
-from trainer.checkpoints import STATE, CheckpointBroken, CheckpointStore
+from trainer.checkpoints import STATE, Best, CheckpointBroken, CheckpointStore
 
 
 def make(store, *steps):
@@ -26,9 +26,10 @@ def steps_of(store):
 
 def test_the_newest_and_the_best_are_kept(tmp_path):
     store = CheckpointStore(tmp_path, keep_last=2)
-    assert store.latest() is None and store.best_step() is None
+    assert store.latest() is None and store.best() is None
     make(store, 2, 10, 4)
-    store.record_best(2, 0.5)
+    store.record_best(Best(2, 0.5))
+    assert store.best() == Best(2, 0.5)
     make(store, 1_000_000)
     store.prune()
     assert steps_of(store) == [2, 10, 1_000_000]
@@ -63,6 +64,13 @@ def test_a_folder_appears_only_when_it_is_whole(tmp_path):
     assert [path.name for path in target.parent.rglob("*")] == ["step-000001", "whole"]
     with pytest.raises(FileExistsError), new_folder(target):
         pass
+
+
+@pytest.mark.parametrize("text", ["{nope", "[]", '{"step": 2}', '{"step": "x", "score": 1}'])
+def test_a_damaged_record_of_the_best_is_named(tmp_path, text):
+    (tmp_path / "best.json").write_text(text)
+    with pytest.raises(CheckpointBroken, match=r"best\.json.*remove it"):
+        CheckpointStore(tmp_path, keep_last=1).best()
 
 
 @pytest.mark.parametrize("doing", ["write", "remove"])

@@ -130,6 +130,8 @@ def worker(rank, world, port, case, queue):
             updates.append(engine.update(hand * case.copies, tokens * case.copies, step))
             if case.resume_folder is not None and step == 0:
                 engine.save(case.resume_folder)
+                for path in case.resume_folder.rglob(case.lose or "nothing"):
+                    path.unlink()
                 engine = make_engine()
                 engine.load(case.resume_folder)
         weights = engine.weights()
@@ -141,13 +143,14 @@ def worker(rank, world, port, case, queue):
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A run; ``copies``: how often the rollouts are repeated within an update."""
+    """A run; ``lose``: files of the checkpoint to lose; ``copies``: of the rollouts within an update."""
 
     checkpoint: str
     stage: int
     world: int
     bf16: bool = False
     resume_folder: Path | None = None
+    lose: str | None = None
     copies: int = 1
     updates: int = UPDATES
 
@@ -209,3 +212,9 @@ def test_going_on_from_a_checkpoint_is_bit_identical(checkpoint, stage, world, b
     resumed = run(Case(checkpoint, stage, world, bf16, tmp_path))
     assert straight[0][1] == resumed[0][1]
     assert all(np.array_equal(straight[0][2][name], resumed[0][2][name]) for name in straight[0][2])
+
+
+@pytest.mark.parametrize(("stage", "lose"), [(0, "*model_states.pt"), (1, "*model_states.pt"), (1, "*optim_states.pt")])
+def test_a_checkpoint_with_a_missing_file_is_named(checkpoint, stage, lose, tmp_path):
+    with pytest.raises(AssertionError, match=r"CheckpointBroken: .* cannot be loaded \(remove"):
+        run(Case(checkpoint, stage, 1, resume_folder=tmp_path, lose=lose))

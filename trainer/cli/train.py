@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 
 from trainer.config_file import WrongConfig, dump_config, load_config
@@ -37,5 +38,6 @@ def run(argv: list[str]) -> int:
         return 0
     from trainer.training import train
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does, with servers and state in order
     train(config, quiet=arguments.quiet)
     return 0
