@@ -198,7 +198,7 @@ def test_the_update_in_bfloat16(checkpoint, stage, world):
     assert differ.mean() < 2e-4, "of three steps of up to 9e-4"
 
 
-@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize("stage", [1, 2])
 def test_bfloat16_gradients_are_summed_in_float32(checkpoint, stage):
     """Sixty-four times the same rollouts are the same update; summed in bfloat16 the norm would be off by 0.8%."""
     once, often = (run(Case(checkpoint, stage, 1, bf16=True, copies=n, updates=1))[0][1][0] for n in (1, 64))
