@@ -3,9 +3,9 @@
     python -m tests.e2e.killable_training WHERE COUNT train-arguments...
 
 WHERE: ``journal`` (in the middle of collection), ``update`` (after an update, before it is recorded), ``checkpoint``
-(all is written but the name), ``push`` (after a part of the weights was sent), ``none``. COUNT: at which pass. Two
-others harm something else: ``server`` kills the server that the run started, in the middle of collection; ``disk`` lets
-the files of a checkpoint grow to 100 kB only.
+(all is written but the name), ``push`` (after a part of the weights was sent), ``none``. COUNT: at which pass. The
+others harm something else: ``server`` kills the server that the run started, in the middle of collection, and
+``server_in_push`` between two parts of the weights; ``disk`` lets the files of a checkpoint grow to 100 kB only.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ def main() -> int:
 
         _end_in(TrainEngine, "update", int(count))
     elif where == "push":
-        _end_in_push(int(count))
+        _in_push(int(count), lambda: os._exit(9))
+    elif where == "server_in_push":
+        _in_push(int(count), _kill_server)
     elif where == "server":
         _call_after(StepJournal, "append", int(count), _kill_server)
     elif where == "disk":
@@ -86,15 +88,16 @@ def _call_after(owner: type, method: str, count: int, action: Callable[[], None]
     setattr(owner, method, counted)
 
 
-def _end_in_push(count: int) -> None:
+def _in_push(count: int, action: Callable[[], None]) -> None:
     post, passes = TrbClient.post, 0
 
     async def counted(self: TrbClient, route: str, *arguments: Any) -> Any:
         nonlocal passes
         result = await post(self, route, *arguments)
-        passes += route.startswith("/update_weights_from_")
-        if passes == count:
-            os._exit(9)
+        is_part = route.startswith("/update_weights_from_")
+        passes += is_part
+        if is_part and passes == count:
+            action()
         return result
 
     TrbClient.post = counted  # type: ignore[method-assign]

@@ -193,6 +193,17 @@ def test_every_route_of_the_push_gives_the_same_curve(config, route):
     check_each_prompt_once(config.parent / "runs" / "tiny")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("route", ["tensor", "distributed"])
+def test_a_server_killed_in_the_middle_of_a_push_is_started_again_and_gets_all_of_it(config, route):
+    launch = f"server.launch={ROOT / 'server_configs' / 'cpu-tiny.yaml'}"
+    push = [f"push.route={route}", "push.bucket_mib=0.1"]
+    done = train(config, "server.urls=[]", launch, *push, "evaluation.every=0", where="server_in_push", count=5)
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert "starting it again" in done.stdout and "is back with weights tiny/step-" in done.stdout
+    check_each_prompt_once(config.parent / "runs" / "tiny")
+
+
 def test_the_tensor_route_without_a_key_is_refused(config, monkeypatch):
     monkeypatch.delenv(ADMIN_KEY_VARIABLE)
     done = train(config, "push.route=tensor")

@@ -18,7 +18,8 @@ import torch.distributed as dist
 from torch.distributed import distributed_c10d as c10d
 
 from sglang_trb.local_server import free_port
-from trainer.client import Faulty, TookTooLong, TrbClient, Unreachable
+from trainer.client import Refused, TrbClient, Unreachable
+from trainer.errors import TrainerError
 from trainer.push.pusher import PUSH_SECONDS, SessionPusher, Weights
 
 JOIN_SECONDS = 120
@@ -94,11 +95,12 @@ async def _both(client: TrbClient, post: Any, work: Callable[[], Any], group: An
     ours = asyncio.ensure_future(asyncio.to_thread(work))
     try:
         await post
-    except (Unreachable, TookTooLong, Faulty):
-        if group is not None:
-            group.abort()  # else ours would wait for a server that is not there
+    except TrainerError as error:
         with contextlib.suppress(Exception):
-            await asyncio.wait_for(asyncio.shield(ours), 1.0)
+            if group is not None and not isinstance(error, Refused):
+                group.abort()  # else ours would wait for a server that is not there
+            # A server that refuses a part takes part in its broadcast all the same.
+            await asyncio.wait_for(asyncio.shield(ours), JOIN_SECONDS if group is not None else 1.0)
         raise
     try:
         return await ours
