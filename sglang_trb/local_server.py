@@ -31,6 +31,12 @@ PARENT_VARIABLE = "TRB_PARENT_PID"
 ADMIN_KEY_VARIABLE = "TRB_ADMIN_KEY"
 """Environment variable of `trb serve`: the admin key, which on the command line every user of the machine could see."""
 
+LAUNCHER_VARIABLES = (
+    "RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "ROLE_NAME", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE",
+    "ROLE_WORLD_SIZE", "CROSS_RANK", "CROSS_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT",
+)  # fmt: skip
+"""Of torchrun and the deepspeed launcher. With them SGLang would wait for processes that are not its own."""
+
 MILESTONES = {
     "address ": "options checked",
     "Init parallel begin": "scheduler process is up",
@@ -86,7 +92,7 @@ class LocalServer:
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env=os.environ | self._environment | {PARENT_VARIABLE: str(os.getpid())},
+                env=_without_launcher(os.environ) | self._environment | {PARENT_VARIABLE: str(os.getpid())},
             )
 
     def ended(self) -> int | None:
@@ -159,6 +165,15 @@ def serving(
         server.stop(HURRIED_STOP_SECONDS)
         raise
     server.stop()
+
+
+def _without_launcher(environment: Mapping[str, str]) -> dict[str, str]:
+    """What torchrun or another launcher told this process about its place among others is not the server's."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if name not in LAUNCHER_VARIABLES and not name.startswith("TORCHELASTIC_")
+    }
 
 
 def free_port() -> int:

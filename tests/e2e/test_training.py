@@ -219,6 +219,8 @@ def test_two_processes_train_as_one(config, launcher):
         launch = ["-m", "deepspeed.launcher.runner", "--num_gpus", "2", "--master_port", str(free_port())]
         launch += ["--no_local_rank", "--module"]
     arguments = ["train", "--config", str(config), "optimisation.zero_stage=3", "evaluation.every=0"]
+    if launcher == "torchrun":  # with a server of its own
+        arguments += ["server.urls=[]", f"server.launch={ROOT / 'server_configs' / 'cpu-tiny.yaml'}"]
     done = end_of([sys.executable, *launch, "sglang_trb.cli.main", *arguments])
     assert done.returncode == 0, done.stderr
     check_each_prompt_once(config.parent / "runs" / "tiny")
