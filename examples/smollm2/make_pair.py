@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     try:
         make_pair(arguments.out, arguments.noise, arguments.seed)
-    except (FileNotFoundError, FileExistsError) as error:
+    except OSError as error:
         print(f"make_pair: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -174,11 +174,15 @@ def damaged(tensors: dict, noise: float, seed: int) -> dict:
 
 def write_checkpoint(directory: Path, reader, tensors: dict) -> None:
     import torch
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     directory.mkdir()
     tensors = {name: tensor.to(torch.bfloat16) for name, tensor in tensors.items()}
-    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    try:
+        save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    except SafetensorError as error:  # how it reports a full disk
+        raise OSError(f"{directory}: {error}") from None
     stops = {"bos_token_id": 1, "eos_token_id": STOP_ID, "pad_token_id": STOP_ID}
     write_json(directory / "config.json", model_config(reader) | stops)
     write_json(directory / "generation_config.json", stops)
