@@ -94,8 +94,13 @@ def deal(
     return hands
 
 
-def collate(hand: Sequence[Weighted], micro_batch_size: int) -> MicroBatch:
-    """One micro-batch as tensors; sequences that are missing become a single token without a response."""
+def collate(hand: Sequence[Weighted], micro_batch_size: int, *, teacher_support: bool = False) -> MicroBatch:
+    """One micro-batch as tensors; sequences that are missing become a single token without a response.
+
+    Args:
+        hand: at most ``micro_batch_size``; none is allowed.
+        teacher_support: whether the loss needs the teacher's top-16; the rollouts must have it then.
+    """
     rollouts = [weighted.rollout for weighted in hand]
     sequences = [np.concatenate([r.prompt_ids, r.token_ids_T]) for r in rollouts]
     sequences += [np.zeros(1, np.int32)] * (micro_batch_size - len(sequences))
@@ -104,7 +109,6 @@ def collate(hand: Sequence[Weighted], micro_batch_size: int) -> MicroBatch:
     for row, sequence in enumerate(sequences):
         input_ids_BT[row, : len(sequence)] = sequence
     missing = micro_batch_size - len(rollouts)
-    with_teacher = bool(rollouts) and all(r.teacher_support is not None for r in rollouts)
     return MicroBatch(
         input_ids_BT=torch.from_numpy(input_ids_BT),
         prompt_lengths_B=torch.tensor([len(r.prompt_ids) for r in rollouts] + [1] * missing),
@@ -113,8 +117,8 @@ def collate(hand: Sequence[Weighted], micro_batch_size: int) -> MicroBatch:
         support_ids_NK=_joined([r.support["ids"] for r in rollouts], np.int64, (16,)),
         teacher_logprob_NK=_joined([r.support["teacher_logprob"] for r in rollouts], np.float32, (16,)),
         rollout_logprob_NK=_joined([r.support["student_logprob"] for r in rollouts], np.float32, (16,)),
-        teacher_ids_NK=_teacher(rollouts, "ids", np.int64) if with_teacher else None,
-        teacher_own_logprob_NK=_teacher(rollouts, "teacher_logprob", np.float32) if with_teacher else None,
+        teacher_ids_NK=_teacher(rollouts, "ids", np.int64) if teacher_support else None,
+        teacher_own_logprob_NK=_teacher(rollouts, "teacher_logprob", np.float32) if teacher_support else None,
         rollout_logprob_N=_joined([r.tokens["student_logprob"] for r in rollouts], np.float32, ()),
         student_entropy_N=_joined([r.tokens["student_entropy"] for r in rollouts], np.float32, ()),
         teacher_entropy_N=_joined([r.tokens["teacher_entropy"] for r in rollouts], np.float32, ()),

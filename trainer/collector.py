@@ -73,6 +73,8 @@ class Collector:
             for task in (*workers, finished):
                 task.cancel()
             await asyncio.gather(*workers, finished, return_exceptions=True)
+            if not step.complete.is_set():
+                journal.forget_refusals()  # what made a server refuse may be mended before the next try
 
     async def _forget_prefixes(self) -> None:
         """Start every collection alike: a cached prefix was computed in another batch and differs in its last bits."""
@@ -112,7 +114,8 @@ class Collector:
                 step.queue.put_nowait(order)
             else:
                 step.finish(entry)
-                self._check_refusals(step)
+                if isinstance(entry, Refusal):
+                    self._check_refusals(step, entry)
 
     async def _draw(self, client: TrbClient, order: Order) -> Rollout | Refusal:
         try:
@@ -127,9 +130,8 @@ class Collector:
         if step.failures[order.key] >= self._max_attempts:
             raise CollectionFailed(f"{order.key} failed {self._max_attempts} times, the last time: {error}") from error
 
-    def _check_refusals(self, step: _Step) -> None:
+    def _check_refusals(self, step: _Step, last: Refusal) -> None:
         if step.refusals > self._max_refused_share * step.wanted:
-            last = step.journal.refusals()[-1]
             raise CollectionFailed(
                 f"{step.refusals} of {step.wanted} rollouts were refused (rollouts.max_refused_share: "
                 f"{self._max_refused_share:g}); {last.key}: {last.reason}"
@@ -149,14 +151,16 @@ class _Step:
                 self.queue.put_nowait(order)
         self.failures: Counter[RolloutKey] = Counter()
         self.complete = asyncio.Event()
-        self._on_progress = on_progress
         self.refusals = len(journal.refusals())
+        self._missing = self.queue.qsize()
+        self._on_progress = on_progress
         self._tokens = sum(len(entry) for entry in journal.entries.values() if isinstance(entry, Rollout))
 
     def finish(self, entry: Rollout | Refusal) -> None:
         self.journal.append(entry)
+        self._missing -= 1
         self.refusals += isinstance(entry, Refusal)
         self._tokens += len(entry) if isinstance(entry, Rollout) else 0
-        self._on_progress(len(self.journal.entries), self.wanted, self._tokens)
-        if len(self.journal.entries) == self.wanted:
+        self._on_progress(self.wanted - self._missing, self.wanted, self._tokens)
+        if self._missing == 0:
             self.complete.set()

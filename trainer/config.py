@@ -201,7 +201,9 @@ class Push(Section):
         description="disk: a folder that trainer and servers share; tensor: shared memory of one machine, with the "
         "admin key; distributed: NCCL (gloo on CPUs), the trainer's first GPU being none of a server's",
     )
-    folder: str | None = Field(None, description="of the disk route; null: push/ in the run's folder")
+    folder: str | None = Field(
+        None, description="of the disk route: gets a folder of the run's name; null: the run's own folder"
+    )
     bucket_mib: float = Field(1024, gt=0, description="of the other routes: weights that are sent at a time")
 
 

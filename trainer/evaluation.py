@@ -9,6 +9,7 @@ from trainer.checkpoints import CheckpointStore
 from trainer.config import RunConfig
 from trainer.errors import TrainerError
 from trainer.leader import Leader
+from trainer.run_folder import claimed
 from trainer.statistics import PassAt1
 from trainer.vocabulary import shared_vocabulary
 
@@ -34,6 +35,7 @@ def evaluate_checkpoint(
 
     Raises:
         NoSuchCheckpoint: names the steps that there are.
+        FolderInUse: the run is being trained.
     """
     checkpoints = {c.step: c for c in CheckpointStore(config.run_folder / "checkpoints", 1).all()}
     if step is None:
@@ -49,7 +51,10 @@ def evaluate_checkpoint(
             said = time.monotonic()
             note(f"{done} of {wanted} responses, {tokens} tokens")
 
-    with Leader(config, shared_vocabulary(config), note, on_rollout) as leader:
+    with (
+        claimed(config.run_folder),
+        Leader(config, shared_vocabulary(config), note, on_rollout) as leader,
+    ):
         leader.serve_folder(folder, step)
         for benchmark in config.evaluation.benchmarks:
             note(f"{benchmark.name}: the student after {step} updates")

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load, save
 
-from trainer.atomic import sync
+from trainer.atomic import sync, write_file
 from trainer.errors import TrainerError
 from trainer.rollouts import Refusal, Rollout, RolloutKey
 
@@ -61,10 +61,9 @@ class StepJournal:
         Raises:
             OSError: the disk is full or gone; what was there before is whole.
         """
-        payload = _to_bytes(entry)
         start = self._stream.seek(0, os.SEEK_END)
         try:
-            self._stream.write(_HEADER.pack(_MAGIC, len(payload), zlib.crc32(payload)) + payload)
+            self._stream.write(_record(entry))
             self._stream.flush()
             os.fsync(self._stream.fileno())
         except OSError:
@@ -78,6 +77,13 @@ class StepJournal:
 
     def refusals(self) -> list[Refusal]:
         return sorted((e for e in self.entries.values() if isinstance(e, Refusal)), key=lambda refusal: refusal.key)
+
+    def forget_refusals(self) -> None:
+        """Leave the refusals out, so that those rollouts can be asked for again."""
+        self._stream.close()
+        write_file(self.path, b"".join(_record(rollout) for rollout in self.rollouts()))
+        self._stream = self.path.open("a+b")
+        self.entries = {key: entry for key, entry in self.entries.items() if isinstance(entry, Rollout)}
 
     def _keep(self, entry: Rollout | Refusal) -> None:
         if entry.key in self.entries:
@@ -101,6 +107,11 @@ def _records(path: Path) -> Iterator[tuple[Rollout | Refusal, int]]:
                 return
             end += _HEADER.size + length
             yield _from_bytes(payload), end
+
+
+def _record(entry: Rollout | Refusal) -> bytes:
+    payload = _to_bytes(entry)
+    return _HEADER.pack(_MAGIC, len(payload), zlib.crc32(payload)) + payload
 
 
 def _to_bytes(entry: Rollout | Refusal) -> bytes:

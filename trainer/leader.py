@@ -6,6 +6,8 @@ The leader's methods are synchronous; inside, requests run on an event loop of i
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import secrets
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -35,6 +37,9 @@ from trainer.statistics import PassAt1, pass_at_1
 
 Result = TypeVar("Result")
 Progress = Callable[[int, int, int], None]
+
+EVALUATIONS = "evaluations"
+"""Of a run's folder: the responses of its evaluations."""
 
 
 class OtherPair(TrainerError, ValueError):
@@ -75,6 +80,7 @@ class Leader(contextlib.AbstractContextManager):
         )
         for reason, count in self.prompts.left_out.items():
             note(f"data: {count} of {len(self.problems)} prompts are left out: {reason}")
+        self._token = secrets.token_hex(4)
         self.pusher = make_pusher(config.push, config.run_folder, config.models.student)
         self._admin_key = config.server.admin_key()
         if self._admin_key is None and config.server.launch is not None:
@@ -95,7 +101,7 @@ class Leader(contextlib.AbstractContextManager):
             http = self._run(_async(session))
             stack.callback(lambda: self._run(http.close()))
             clients = [TrbClient(url, http, self._admin_key) for url in urls]
-            self.pool = ServerPool(clients, self.config.server.unreachable_s, self._note, revive)
+            self.pool = ServerPool(clients, self.config.server.unreachable_s, self._note, revive, self._check_pair)
             rollouts = self.config.rollouts
             self._collector = Collector(
                 self.pool,
@@ -125,10 +131,10 @@ class Leader(contextlib.AbstractContextManager):
     def _expect(self, step: int) -> None:
         self.pool.expect(self.weight_version(step), self.pusher.resync)
         self._run(self.pool.all_ready())
-        self._run(self._check_pairs())
 
     def weight_version(self, step: int) -> str:
-        return f"{self.config.name}/step-{step}"
+        """Unlike any that another process gave out: a name alone could be of other weights."""
+        return f"{self.config.name}/step-{step}@{self._token}"
 
     def journal(self, step: int) -> StepJournal:
         return StepJournal(step_path(self.config.run_folder / "journal", step))
@@ -154,20 +160,21 @@ class Leader(contextlib.AbstractContextManager):
         return self._graded(rollouts, golds)
 
     def evaluate(self, benchmark: Benchmark, step: int) -> tuple[PassAt1, int]:
-        """pass@1 of the served student after ``step`` updates, and how many answers the grader failed on."""
+        """pass@1 of the served student after ``step`` updates, and how many responses the server refused or the grader
+        failed on: they count in no mean.
+
+        Responses that are there already, to the same problems with the same settings, are not drawn again.
+        """
         problems = read_problems(benchmark, self._note)
-        orders = [
-            self._evaluation_order(problem, index, sample, step)
-            for index, problem in enumerate(problems)
-            for sample in range(benchmark.samples)
-        ]
-        path = self.config.run_folder / "evaluations" / f"step-{step:06d}" / f"{benchmark.name}.rollouts"
-        with StepJournal(path) as journal:
+        orders = self._evaluation_orders(problems, benchmark.samples, step)
+        folder = self.config.run_folder / EVALUATIONS / f"step-{step:06d}"
+        with StepJournal(folder / f"{benchmark.name}-{_digest(problems, orders)}.rollouts") as journal:
             self._run(self._collector.collect(orders, journal))
-            responses = journal.rollouts()
+            wanted = {order.key for order in orders}
+            responses = [rollout for rollout in journal.rollouts() if rollout.key in wanted]
         grades = self._graded(responses, [problems[r.key.prompt].answer for r in responses])
         right: dict[int, list[bool]] = {}
-        faults = 0
+        faults = len(orders) - len(responses)
         for response, grade in zip(responses, grades, strict=True):
             if grade is None or grade.verdict is Verdict.FAULT:
                 faults += 1
@@ -187,18 +194,18 @@ class Leader(contextlib.AbstractContextManager):
                 orders.append(Order(key, prompt.token_ids, blend, temperature, limit, seed, version))
         return orders
 
-    def _evaluation_order(self, problem: Problem, index: int, sample: int, step: int) -> Order:
+    def _evaluation_orders(self, problems: Sequence[Problem], samples: int, step: int) -> list[Order]:
         settings = self.config.evaluation
-        key = RolloutKey(step, index, sample)
-        return Order(
-            key,
-            self._render(problem.question),
-            BlendParams(Rule.STUDENT, returned=Return.SUMMARY),
-            settings.temperature,
-            settings.max_new_tokens,
-            key.seed(~self.config.seed),
-            self.weight_version(step),
-        )
+        blend = BlendParams(Rule.STUDENT, returned=Return.SUMMARY)
+        orders = []
+        for index, problem in enumerate(problems):
+            prompt_ids = self._render(problem.question)
+            for sample in range(samples):
+                key = RolloutKey(step, index, sample)
+                seed, version = key.seed(~self.config.seed), self.weight_version(step)
+                limit = settings.max_new_tokens
+                orders.append(Order(key, prompt_ids, blend, settings.temperature, limit, seed, version))
+        return orders
 
     def _graded(self, rollouts: Sequence[Rollout], golds: Sequence[str | None]) -> list[Grade | None]:
         texts = [self.tokenizer.decode(r.token_ids_T, skip_special_tokens=True) for r in rollouts]
@@ -220,20 +227,27 @@ class Leader(contextlib.AbstractContextManager):
         watched.start()
         return [local.address], watched.revive
 
-    async def _check_pairs(self) -> None:
+    def _check_pair(self, client: TrbClient, info: Mapping[str, Any]) -> None:
         alignment = self._vocabulary.alignment
         ours = {"student": [*alignment.student_ids], "teacher": [*alignment.teacher_ids]}
-        for client in self.pool.clients:
-            info = await client.info()
-            theirs = {side: info["stop_ids"][side] for side in ours}
-            if theirs != ours or info["vocab_size"] != self._vocabulary.size:
-                raise OtherPair(
-                    f"{client.url}: got stop ids {theirs} and {info['vocab_size']} ids; "
-                    f"allowed: {ours} and {self._vocabulary.size}, as models.student and models.teacher have them"
-                )
+        theirs = {side: info["stop_ids"][side] for side in ours}
+        if theirs != ours or info["vocab_size"] != self._vocabulary.size:
+            raise OtherPair(
+                f"{client.url}: got stop ids {theirs} and {info['vocab_size']} ids; "
+                f"allowed: {ours} and {self._vocabulary.size}, as models.student and models.teacher have them"
+            )
 
     def _run(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
         return self._loop.run_until_complete(coroutine)
+
+
+def _digest(problems: Sequence[Problem], orders: Sequence[Order]) -> str:
+    """Of all that decides about a response and its grade, but not of how many samples there are."""
+    first = orders[0]
+    prompts = {order.key.prompt: order.prompt_ids for order in orders}
+    texts = [(problem.question, problem.answer, prompts[i]) for i, problem in enumerate(problems)]
+    about = (texts, first.temperature, first.max_new_tokens, first.seed)
+    return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:12]
 
 
 async def _async(make: Callable[[], Result]) -> Result:

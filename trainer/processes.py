@@ -113,4 +113,7 @@ class Processes:
             # Its shared-memory collectives would be compiled first, for a minute, or fail without a compiler.
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         backend = "nccl" if self.device.type == "cuda" else "gloo"
+        # Before DeepSpeed does it: it would bind the group to the GPU, and then torch makes every other group, such as
+        # that of a push, by splitting this one, for which all training processes would have to come.
+        dist.init_process_group(backend)
         deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)

@@ -7,19 +7,26 @@ is watched, brought to that version again, and only then used.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 from trainer.client import Faulty, TookTooLong, TrbClient, Unreachable
 from trainer.errors import TrainerError
 
 POLL_SECONDS = 1.0
 NOTE_EVERY_SECONDS = 30.0
+LOOK_AGAIN_SECONDS = 10.0
+"""A server that was given up is not asked again before."""
 
 Resync = Callable[[TrbClient], Awaitable[None]]
 """Brings one server to the wanted weights, or raises Unreachable or Refused."""
 
 Note = Callable[[str], None]
+
+Check = Callable[[TrbClient, dict[str, Any]], None]
+"""Looks at a server's ``/trb/info``."""
 
 Revive = Callable[[], None]
 """Starts a server anew if its process is one of ours and has ended."""
@@ -37,77 +44,99 @@ class ServerPool:
         unreachable_s: how long a server may be gone before waiting for it is given up.
         note: called with a line for people when a server is lost, waited for, or back.
         revive: called while one is waited for.
+        check: raises if a server, by its account of itself, is not one to use at all.
     """
 
     def __init__(
-        self, clients: Sequence[TrbClient], unreachable_s: float, note: Note, revive: Revive = lambda: None
+        self,
+        clients: Sequence[TrbClient],
+        unreachable_s: float,
+        note: Note,
+        revive: Revive = lambda: None,
+        check: Check = lambda client, info: None,
     ) -> None:
         self.clients = list(clients)
         self.weight_version: str | None = None
-        self._unreachable_s, self._note, self._revive = unreachable_s, note, revive
+        self._unreachable_s, self._note, self._revive, self._check = unreachable_s, note, revive, check
         self._resync: Resync | None = None
-        self._ready = {client.url: False for client in clients}
-        self._locks = {client.url: asyncio.Lock() for client in clients}
+        self._states = {client.url: _State() for client in clients}
 
     def expect(self, weight_version: str, resync: Resync) -> None:
         """From now on a server must hold this version; ``resync`` brings one to it."""
         self.weight_version, self._resync = weight_version, resync
-        self._ready = dict.fromkeys(self._ready, False)
+        for state in self._states.values():
+            state.ready = False
 
     def lost(self, client: TrbClient, reason: str) -> None:
         """Take a server out until it has proved itself again."""
-        if self._ready[client.url]:
-            self._ready[client.url] = False
+        state = self._states[client.url]
+        if state.ready:
+            state.ready = False
             self._note(f"{reason}; it gets no rollouts until it is back")
 
     def is_ready(self, client: TrbClient) -> bool:
-        return self._ready[client.url]
+        return self._states[client.url].ready
 
     async def ready(self, client: TrbClient) -> None:
         """Return once the server answers and holds the wanted version; at once when that is known.
 
         Raises:
-            ServersGone: it did not within ``unreachable_s``.
+            ServersGone: it has been gone for ``unreachable_s``; one that is asked for again is looked at once more.
         """
-        if self._ready[client.url]:
+        state = self._states[client.url]
+        if state.ready:
             return
-        async with self._locks[client.url]:
-            if not self._ready[client.url]:
-                await self._wait(client)
-                self._ready[client.url] = True
+        async with state.lock:
+            if not state.ready:
+                await self._wait(client, state)
 
     async def all_ready(self) -> None:
-        """`ready` for every server; those that stay away do not hinder as long as one is there.
+        """`ready` for every server; those that are away do not hinder as long as one is there.
 
         Raises:
             ServersGone: none is.
         """
-        results = await asyncio.gather(*(self.ready(client) for client in self.clients), return_exceptions=True)
-        failures = [result for result in results if result is not None]
-        unexpected = [failure for failure in failures if not isinstance(failure, ServersGone)]
-        if unexpected:
-            raise unexpected[0]
-        if len(failures) == len(self.clients):
-            raise failures[0]
+        tasks = {asyncio.create_task(self.ready(client)): client for client in self.clients}
+        try:
+            while True:
+                done, pending = await asyncio.wait(tasks, timeout=POLL_SECONDS)
+                failures = [failure for task in done if (failure := task.exception()) is not None]
+                for failure in failures:
+                    if not isinstance(failure, ServersGone) or len(failures) == len(tasks):
+                        raise failure
+                away = all(self._states[tasks[task].url].gone_since is not None for task in pending)
+                if len(done) > len(failures) and away:
+                    return
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _wait(self, client: TrbClient) -> None:
-        started = noted = time.monotonic()
-        waited = False
+    async def _wait(self, client: TrbClient, state: _State) -> None:
+        now = time.monotonic()
+        if state.gave_up is not None and now - state.gave_up[0] < LOOK_AGAIN_SECONDS:
+            raise state.gave_up[1]
+        noted: float | None = None
         while True:
             try:
                 await self._bring_to_version(client)
             except (Unreachable, TookTooLong, Faulty) as error:
                 reason = str(error)
             else:
-                if waited:
+                if state.gone_since is not None:
                     self._note(f"{client.url} is back with weights {self.weight_version}")
+                state.ready, state.gone_since, state.gave_up = True, None, None
                 return
             now = time.monotonic()
-            if now - started > self._unreachable_s:
-                raise ServersGone(f"{client.url} is gone since {now - started:.0f} s: {reason}")
-            if not waited or now - noted > NOTE_EVERY_SECONDS:
+            if state.gone_since is None:
+                state.gone_since = now
+            if now - state.gone_since > self._unreachable_s:
+                gone = ServersGone(f"{client.url} is gone since {now - state.gone_since:.0f} s: {reason}")
+                state.gave_up = now, gone
+                raise gone
+            if noted is None or now - noted > NOTE_EVERY_SECONDS:
                 self._note(f"waiting for {client.url}: {reason}")
-                noted, waited = now, True
+                noted = now
             self._revive()
             await asyncio.sleep(POLL_SECONDS)
 
@@ -121,6 +150,18 @@ class ServerPool:
     async def _holds_version(self, client: TrbClient) -> bool:
         info = await client.info()
         try:
-            return info["student_weight_version"] == self.weight_version and info["refusing"] is None
+            holds = info["student_weight_version"] == self.weight_version and info["refusing"] is None
+            self._check(client, info)
         except (KeyError, TypeError):
             raise Faulty(f"{client.url}/trb/info gave {info!r}, which is no blended server's account") from None
+        return holds
+
+
+@dataclasses.dataclass
+class _State:
+    """What is known of a server; times are of the monotonic clock."""
+
+    lock: asyncio.Lock = dataclasses.field(default_factory=asyncio.Lock)
+    ready: bool = False
+    gone_since: float | None = None
+    gave_up: tuple[float, ServersGone] | None = None

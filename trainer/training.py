@@ -11,6 +11,7 @@ import contextlib
 import json
 import math
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from trainer.engine import TrainEngine, Update
 from trainer.errors import TrainerError
 from trainer.grading import Grade, Verdict
 from trainer.journal import step_path
-from trainer.leader import Leader, timed
+from trainer.leader import EVALUATIONS, Leader, timed
 from trainer.losses import tip_weights
 from trainer.losses.divergences import LOG_PROB_FLOOR
 from trainer.losses.settings import TIP
@@ -112,11 +113,13 @@ class _Training:
         if self.start >= config.steps:
             if processes.leads:
                 progress.note(f"all {config.steps} updates are made; the newest checkpoint holds {self.start}")
-        elif processes.leads:
-            self.leader = stack.enter_context(Leader(config, vocabulary, progress.note, progress.rollout_progress))
-            self.records = self._open_records()
-            write_provenance(config.run_folder, config, vocabulary)
-            stack.callback(self.records.close)
+            return
+        with self._together():  # the others must not start a collective that waits for this
+            if processes.leads:
+                self.leader = stack.enter_context(Leader(config, vocabulary, progress.note, progress.rollout_progress))
+                self.records = self._open_records()
+                write_provenance(config.run_folder, config, vocabulary)
+                stack.callback(self.records.close)
 
     def run(self) -> None:
         evaluation = self.config.evaluation
@@ -192,7 +195,8 @@ class _Training:
             hands = deal(self._weighted(rollouts), self.processes.world, size, self.micro_batches)
         hand = self.processes.deal(hands)
         tokens = self.processes.share(sum(len(rollout) for rollout in rollouts))
-        return [collate(part, self.config.optimisation.micro_batch_size) for part in hand], tokens
+        size, teacher_support = self.config.optimisation.micro_batch_size, self.config.loss.needs_teacher_support
+        return [collate(part, size, teacher_support=teacher_support) for part in hand], tokens
 
     def _weighted(self, rollouts: Sequence[Rollout]) -> list[Weighted]:
         loss = self.config.loss
@@ -298,6 +302,7 @@ class _Training:
         """Go back to the newest checkpoint; the number of updates that it holds."""
         if self.processes.leads:
             self.store.remove_leftovers()
+            self._forget_evaluations()
         checkpoint = self.store.latest()
         step = self.processes.share(0 if checkpoint is None else checkpoint.step)
         if step == 0:
@@ -306,6 +311,14 @@ class _Training:
         checkpoint.state()
         self.engine.load(checkpoint.engine)
         return step
+
+    def _forget_evaluations(self) -> None:
+        """Those after the checkpoint: the updates up to them are made again, on a GPU not to the last bit."""
+        checkpoint = self.store.latest()
+        start = 0 if checkpoint is None else checkpoint.step
+        for folder in (self.config.run_folder / EVALUATIONS).glob("step-*"):
+            if int(folder.name.removeprefix("step-")) > start:
+                shutil.rmtree(folder)
 
     def _open_records(self) -> RunRecords:
         folder, records = self.config.run_folder, self.config.records

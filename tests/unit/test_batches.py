@@ -39,7 +39,7 @@ def test_like_lengths_come_together():
 
 def test_tensors_line_up_token_by_token():
     hand = make([3, 5], teacher_support=True)
-    batch = collate(hand, 3)
+    batch = collate(hand, 3, teacher_support=True)
     first, second = (w.rollout for w in hand)
     assert batch.input_ids_BT.shape == (3, 8) and batch.input_ids_BT.dtype == torch.int64
     assert batch.input_ids_BT[0, :6].tolist() == [*first.prompt_ids, *first.token_ids_T]
@@ -56,6 +56,7 @@ def test_tensors_line_up_token_by_token():
 
 
 def test_a_micro_batch_of_nothing_has_no_positions():
+    assert collate([], 2, teacher_support=True).teacher_ids_NK.shape == (0, 16)
     batch = collate([], 2)
     assert batch.input_ids_BT.shape == (2, 1) and batch.response_lengths_B.tolist() == [0, 0]
     assert batch.token_ids_N.shape == (0,) and batch.support_ids_NK.shape == (0, 16) and batch.teacher_ids_NK is None

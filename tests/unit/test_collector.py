@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import time
+import types
 from collections import Counter
 
 import pytest
@@ -44,10 +46,14 @@ class FakeServer:
         app.router.add_post("/generate", self.generate)
         app.router.add_get("/trb/info", self.info)
         app.router.add_post("/update_weights_from_disk", self.update)
+        app.router.add_post("/flush_cache", self.flush)
         self.runner = web.AppRunner(app, shutdown_timeout=0.1)
         await self.runner.setup()
         await self.listen(0)
         return self
+
+    async def flush(self, request):
+        return web.Response()
 
     async def listen(self, port):
         self.site = web.TCPSite(self.runner, "127.0.0.1", port)
@@ -182,6 +188,33 @@ def test_a_refused_rollout_is_left_out_and_too_many_stop_the_step(tmp_path):
     run(scenario)
 
 
+def test_refused_rollouts_are_asked_for_again_once_the_step_is_tried_again(tmp_path):
+    async def scenario():
+        async with FakeServer([text(400, "prompt too long")] * 3) as fake:
+            with pytest.raises(CollectionFailed, match="were refused"):
+                await collect([fake], tmp_path)
+            fake.misdeeds = []
+            check_complete(await collect([fake], tmp_path), fake)
+
+    run(scenario)
+
+
+def test_more_in_the_journal_than_is_wanted_does_not_hinder(tmp_path):
+    """An evaluation with fewer samples than the one before, which was stopped in the middle."""
+
+    async def scenario():
+        async with FakeServer() as fake, session() as http:
+            pool = ServerPool([TrbClient(fake.url, http)], 5.0, lambda line: None)
+            pool.expect(VERSION, resync)
+            options = {"max_in_flight": 3, "request_timeout_s": 1.0, "max_attempts": 3, "max_refused_share": 0.1}
+            with StepJournal(step_path(tmp_path, 0)) as journal:
+                await Collector(pool, **options).collect(ORDERS[2:], journal)
+                await asyncio.wait_for(Collector(pool, **options).collect(ORDERS[:3], journal), 5)
+                check_complete(journal, fake)
+
+    run(scenario)
+
+
 def test_a_server_with_other_weights_is_updated_before_its_first_rollout(tmp_path):
     async def scenario():
         async with FakeServer(version="run/step-7") as fake:
@@ -251,6 +284,54 @@ def test_without_any_server_it_says_so(tmp_path):
             await dead.site.stop()
             with pytest.raises(ServersGone, match=r"127\.0\.0\.1"):
                 await collect([dead, dead], tmp_path, unreachable_s=0.1)
+
+    run(scenario)
+
+
+def test_a_dead_server_does_not_hold_up_the_others(tmp_path):
+    async def scenario():
+        async with FakeServer() as fake, session() as http:
+            clients = [TrbClient(url, http) for url in ("http://127.0.0.1:9", fake.url)]
+            pool = ServerPool(clients, 60.0, lambda line: None)
+            for version in ("run/step-1", VERSION):
+                pool.expect(version, lambda client, v=version: client.post("/update_weights_from_disk", body(v), 5))
+                started = time.monotonic()
+                await pool.all_ready()
+                assert time.monotonic() - started < 5
+                assert [pool.is_ready(client) for client in clients] == [False, True]
+
+    run(scenario)
+
+
+def body(version):
+    return {"weight_version": version}
+
+
+def test_waiting_for_the_only_server_ends_when_it_should(tmp_path):
+    """However many requests wait for it."""
+
+    async def scenario():
+        async with FakeServer() as fake:
+            url = fake.url
+        gone = types.SimpleNamespace(url=url)
+        started = time.monotonic()
+        with pytest.raises(ServersGone):
+            await collect([gone], tmp_path, unreachable_s=0.5, max_in_flight=50)
+        assert time.monotonic() - started < 5
+
+    run(scenario)
+
+
+def test_a_server_that_is_not_one_to_use_stops_at_once(tmp_path):
+    def check(client, info):
+        raise RuntimeError("another pair")
+
+    async def scenario():
+        async with FakeServer() as fake, session() as http:
+            pool = ServerPool([TrbClient(fake.url, http)], 5.0, lambda line: None, check=check)
+            pool.expect(VERSION, resync)
+            with pytest.raises(RuntimeError, match="another pair"):
+                await pool.all_ready()
 
     run(scenario)
 

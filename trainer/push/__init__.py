@@ -24,7 +24,8 @@ def make_pusher(settings: Push, run_folder: Path, source: str) -> Pusher:
     bucket_bytes = int(settings.bucket_mib * 2**20)
     match settings.route:
         case "disk":
-            return DiskPusher(run_folder / "push" if settings.folder is None else Path(settings.folder), source)
+            shared = None if settings.folder is None else Path(settings.folder).expanduser()
+            return DiskPusher(run_folder / "push" if shared is None else shared / run_folder.name, source)
         case "tensor":
             return TensorPusher(bucket_bytes)
         case "distributed":

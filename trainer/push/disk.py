@@ -19,7 +19,7 @@ class DiskPusher(Pusher):
     """Writes each version once; a server reads it when it is brought to it, also one that comes back later.
 
     Args:
-        folder: where the versions are written; only the newest is kept.
+        folder: of this pusher alone: only the newest version is kept in it.
         source: as in `write_student`.
     """
 
