@@ -245,11 +245,12 @@ class Benchmark(Source):
         if isinstance(given, str):
             if given not in TABLE_3:
                 raise ValueError(f"a name alone stands for one of {', '.join(TABLE_3)}")
-            given = {"name": given}
-        known = TABLE_3.get(str(given.get("name")), {}) if isinstance(given, dict) else {}
-        if known and {"path", "repo"} & given.keys():
-            known = {"samples": known["samples"]}
-        return known | given if known else given
+            return {"name": given, **TABLE_3[given]}
+        if not isinstance(given, dict) or given.get("name") not in TABLE_3:
+            return given
+        entry = TABLE_3[given["name"]]
+        elsewhere = "path" in given or "repo" in given
+        return ({"samples": entry["samples"]} if elsewhere else entry) | given
 
 
 class Evaluation(Section):

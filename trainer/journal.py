@@ -80,6 +80,8 @@ class StepJournal:
 
     def forget_refusals(self) -> None:
         """Leave the refusals out, so that those rollouts can be asked for again."""
+        if not self.refusals():
+            return
         self._stream.close()
         write_file(self.path, b"".join(_record(rollout) for rollout in self.rollouts()))
         self._stream = self.path.open("a+b")

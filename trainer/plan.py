@@ -13,21 +13,21 @@ from trainer.config import RunConfig
 
 @dataclasses.dataclass(frozen=True)
 class TrainingMemory:
-    """Bytes of one process, without activations.
+    """Bytes of one process, without activations and DeepSpeed's buckets (some GiB on a GPU).
 
     Attributes:
         weights, gradients, optimiser: after ZeRO has divided them among the processes.
-        logits: of one chunk of positions, with what its backward pass needs.
+        head: logits of one chunk of positions with what its backward pass needs, and the head's float32 gradient.
     """
 
     weights: int
     gradients: int
     optimiser: int
-    logits: int
+    head: int
 
     @property
     def total(self) -> int:
-        return self.weights + self.gradients + self.optimiser + self.logits
+        return self.weights + self.gradients + self.optimiser + self.head
 
 
 def training_memory(config: RunConfig, processes: int) -> TrainingMemory:
@@ -38,7 +38,8 @@ def training_memory(config: RunConfig, processes: int) -> TrainingMemory:
         InvalidParameter: the student's configuration cannot be found.
     """
     parameters = model_memory(config.models.student).parameters
-    vocabulary = int(model_config(config.models.student)["vocab_size"])
+    model = model_config(config.models.student)
+    vocabulary, hidden = int(model["vocab_size"]), int(model["hidden_size"])
     stage, element = config.optimisation.zero_stage, 2 if config.models.dtype == "bfloat16" else 4
 
     def divided(size: int, from_stage: int) -> int:
@@ -48,7 +49,7 @@ def training_memory(config: RunConfig, processes: int) -> TrainingMemory:
         weights=divided(parameters * element, 3),
         gradients=divided(parameters * (4 if element == 4 else 6), 2),
         optimiser=divided(parameters * (8 if element == 4 else 12), 1),
-        logits=3 * 4 * vocabulary * config.optimisation.logits_chunk,
+        head=4 * vocabulary * (3 * config.optimisation.logits_chunk + hidden),
     )
 
 
@@ -74,7 +75,8 @@ def describe(config: RunConfig, processes: int) -> Iterator[str]:
     for benchmark in evaluation.benchmarks:
         yield f"evaluation every {evaluation.every}: {benchmark.name}, {benchmark.samples} samples a problem"
     yield (
-        f"memory of one of {processes} processes, ZeRO {config.optimisation.zero_stage}, without activations: "
+        f"memory of one of {processes} processes, ZeRO {config.optimisation.zero_stage}, without activations "
+        f"and buckets: "
         f"{memory.total / GIB:.2f} GiB (weights {memory.weights / GIB:.2f}, gradients {memory.gradients / GIB:.2f}, "
-        f"optimiser {memory.optimiser / GIB:.2f}, logits {memory.logits / GIB:.2f})"
+        f"optimiser {memory.optimiser / GIB:.2f}, head {memory.head / GIB:.2f})"
     )

@@ -21,7 +21,7 @@ def test_memory_of_qwen3_1_7b(stage, processes, divisors):
     whole = (2 * parameters, 6 * parameters, 12 * parameters)
     want = [size // divisor for size, divisor in zip(whole, divisors, strict=True)]
     assert [memory.weights, memory.gradients, memory.optimiser] == want
-    assert memory.logits == 3 * 4 * 151_936 * 1024
+    assert memory.head == 4 * 151_936 * (3 * 1024 + 2048)
 
 
 def test_statistics_of_a_token():
