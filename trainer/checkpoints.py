@@ -55,8 +55,9 @@ class Checkpoint:
             state = json.loads((self.folder / STATE).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise CheckpointBroken(f"{self.folder / STATE}: {error}") from None
-        if state.get("step") != self.step:
-            raise CheckpointBroken(f"{self.folder / STATE}: step: got {state.get('step')!r}; allowed: {self.step}")
+        step = state.get("step") if isinstance(state, dict) else None
+        if step != self.step:
+            raise CheckpointBroken(f"{self.folder / STATE}: step: got {step!r}; allowed: {self.step}")
         return state
 
 

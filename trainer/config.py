@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from sglang_trb.params import BlendParams, Return, Rule
 from trainer import schedules
@@ -235,7 +235,7 @@ class Benchmark(Source):
     The paper's sets are known by name: ``gsm8k`` is one, ``{name: gsm8k, path: F}`` is its n on a local copy.
     """
 
-    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$", description="as it appears in the records")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="as it appears in the records")
     answer_field: str = Field("answer", description="column with the gold answer")
     samples: int = Field(1, ge=1, description="n; of the paper's sets as in Table 3")
 
@@ -260,6 +260,14 @@ class Evaluation(Section):
     temperature: float = Field(1.0, ge=0, description="Table 3")
     max_new_tokens: int = Field(8192, ge=1, description="Table 3")
     grader_workers: int = Field(2, ge=1, description="processes of the pool that runs math-verify")
+
+    @model_validator(mode="after")
+    def _different_names(self) -> Self:
+        names = [benchmark.name for benchmark in self.benchmarks]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"benchmarks: got {twice!r} twice; allowed: a name for each")
+        return self
 
 
 class Records(Section):
@@ -293,6 +301,17 @@ class RunConfig(Section):
                 "allowed: 1 to 3 (on one process 1 is the same), or float32"
             )
         return self
+
+    @field_validator("folder")
+    @classmethod
+    def _is_a_path(cls, folder: str) -> str:
+        try:
+            Path(folder).expanduser()
+        except RuntimeError as error:
+            raise ValueError(f"got {folder!r}; allowed: a path ({error})") from None
+        if "\0" in folder:
+            raise ValueError(f"got {folder!r}; allowed: a path")
+        return folder
 
     @property
     def run_folder(self) -> Path:

@@ -54,21 +54,26 @@ def _read(path: str | Path) -> dict[str, Any]:
         raise WrongConfig(f"--config: got {str(path)!r}; allowed: a YAML file ({error.strerror})") from None
     except UnicodeDecodeError:
         raise WrongConfig(f"--config: got {str(path)!r}; allowed: a YAML file in UTF-8") from None
-    except yaml.YAMLError as error:
-        raise WrongConfig(f"{path} is not YAML: {error}") from None
+    except _UNREADABLE as error:
+        raise WrongConfig(f"{path} is not YAML that can be used: {error}") from None
     if not isinstance(values, dict):
         raise WrongConfig(f"{path}: got {type(values).__name__}; allowed: a mapping of the configuration's fields")
     return values
+
+
+_UNREADABLE = (yaml.YAMLError, ValueError, TypeError, RecursionError)
+"""What PyYAML raises, on purpose or not, for text that is no YAML or whose dates and numbers cannot be."""
 
 
 class _Loader(yaml.SafeLoader):
     """YAML 1.1 reads 1e-5 as text; people mean a number. A key given twice is an error, not the last one's."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        self.flatten_mapping(node)
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = {key for key in keys if keys.count(key) > 1}
-        if twice:
-            raise yaml.constructor.ConstructorError(None, None, f"{twice.pop()!r} is given twice", node.start_mark)
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(None, None, f"{twice!r} is given twice", node.start_mark)
         return super().construct_mapping(node, deep)
 
 
@@ -88,8 +93,9 @@ def _apply(values: dict[str, Any], override: str) -> None:
         raise WrongConfig(f"override: got {override!r}; allowed: key.sub=value")
     try:
         value = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise WrongConfig(f"{name}: got {text!r}; allowed: a YAML value ({error})") from None
+    except _UNREADABLE as error:
+        shown = text if len(text) < 100 else text[:100] + "…"
+        raise WrongConfig(f"{name}: got {shown!r}; allowed: a YAML value ({error})") from None
     *sections, last = name.split(".")
     for section in sections:
         values = values.setdefault(section, {})

@@ -152,7 +152,7 @@ class TrainEngine:
         try:
             path, state = self._engine.load_checkpoint(str(folder), tag=_TAG)
         except (OSError, RuntimeError, EOFError, AssertionError, pickle.UnpicklingError) as error:
-            raise CheckpointBroken(f"{_cannot_load(folder)}: {error}") from error
+            raise CheckpointBroken(f"{_cannot_load(folder)}: {error or type(error).__name__}") from error
         if path is None:
             raise CheckpointBroken(f"{_cannot_load(folder)}: files are missing")
         torch.set_rng_state(state["torch_random"])

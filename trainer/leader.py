@@ -28,7 +28,7 @@ from trainer.grading import Grade, Grader, Verdict
 from trainer.journal import StepJournal, step_path
 from trainer.launch import WatchedServer
 from trainer.log_probs import Vocabulary
-from trainer.problems import Problem, read_problems
+from trainer.problems import BadProblems, Problem, read_problems
 from trainer.prompts import PromptStream, Renderer
 from trainer.push import make_pusher
 from trainer.rollouts import Order, Rollout, RolloutKey
@@ -71,6 +71,8 @@ class Leader(contextlib.AbstractContextManager):
         data = config.data
         self._render = Renderer(self.tokenizer, data.template, data.system_prompt, data.enable_thinking)
         self.problems = read_problems(data, note)
+        # Now, so that a file that is missing does not end the run after hours.
+        self._benchmarks = {b.name: _read_benchmark(b, note) for b in config.evaluation.benchmarks}
         self.prompts = PromptStream(
             self.problems,
             self._render,
@@ -165,7 +167,7 @@ class Leader(contextlib.AbstractContextManager):
 
         Responses that are there already, to the same problems with the same settings, are not drawn again.
         """
-        problems = read_problems(benchmark, self._note)
+        problems = self._benchmarks[benchmark.name]
         orders = self._evaluation_orders(problems, benchmark.samples, step)
         folder = self.config.run_folder / EVALUATIONS / f"step-{step:06d}"
         with StepJournal(folder / f"{benchmark.name}-{_digest(problems, orders)}.rollouts") as journal:
@@ -239,6 +241,13 @@ class Leader(contextlib.AbstractContextManager):
 
     def _run(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
         return self._loop.run_until_complete(coroutine)
+
+
+def _read_benchmark(benchmark: Benchmark, note: Callable[[str], None]) -> list[Problem]:
+    try:
+        return read_problems(benchmark, note)
+    except BadProblems as error:
+        raise BadProblems(f"evaluation.benchmarks, {benchmark.name}: {error}") from None
 
 
 def _digest(problems: Sequence[Problem], orders: Sequence[Order]) -> str:

@@ -71,6 +71,8 @@ def _chosen(rows: Iterable[tuple[int, Mapping[str, Any]]], source: Source, name:
         question = _column(row, source.question_field, place)
         if not isinstance(question, str) or not question.strip():
             raise BadProblems(f"{place}, {source.question_field}: got {question!r}; allowed: text that is not empty")
+        if not _is_unicode(question):
+            raise BadProblems(f"{place}, {source.question_field}: got a lone surrogate; allowed: Unicode text")
         if source.unique and question in questions:
             continue
         answer = None
@@ -119,7 +121,11 @@ def _local_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     if path.suffix == ".parquet":
         import pyarrow.parquet
 
-        yield from enumerate(pyarrow.parquet.read_table(path).to_pylist(), start=1)
+        try:
+            rows = pyarrow.parquet.read_table(path).to_pylist()
+        except (OSError, ValueError) as error:  # ArrowInvalid is a ValueError
+            raise BadProblems(f"{path}: got no parquet file; allowed: one ({error})") from None
+        yield from enumerate(rows, start=1)
         return
     with path.open("rb") as stream:
         for line, raw in enumerate(stream, start=1):
@@ -130,6 +136,14 @@ def _local_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
             if not isinstance(row, dict):
                 raise BadProblems(f"{path}, line {line}: got {type(row).__name__}; allowed: one object a line")
             yield line, row
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _column(row: Mapping[str, Any], name: str, place: str) -> Any:

@@ -56,7 +56,7 @@ def claimed(folder: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise FolderInUse(
-                f"{folder}: another trb train is at work there; wait for it, or choose another name"
+                f"{folder}: another process of trb is at work there; wait for it, or choose another name"
             ) from None
         yield
 

@@ -302,6 +302,7 @@ class _Training:
         """Go back to the newest checkpoint; the number of updates that it holds."""
         if self.processes.leads:
             self.store.remove_leftovers()
+            self.store.best()  # a damaged record is said now, not after the next evaluation
             self._forget_evaluations()
         checkpoint = self.store.latest()
         step = self.processes.share(0 if checkpoint is None else checkpoint.step)

@@ -203,3 +203,40 @@ def test_bfloat16_needs_a_zero_stage(minimal):
     with pytest.raises(WrongConfig, match=r"optimisation\.zero_stage: got 0 with models\.dtype bfloat16"):
         load_config(minimal, ["optimisation.zero_stage=0"])
     assert load_config(minimal, ["optimisation.zero_stage=0", "models.dtype=float32"]).optimisation.zero_stage == 0
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["name=2024-02-31", "steps=!!int abc", "steps=!exponent abc", "seed=" + "9" * 5000, "name=" + "[" * 5000],
+)
+def test_values_that_yaml_cannot_make(minimal, override):
+    with pytest.raises(WrongConfig, match="allowed: a YAML value"):
+        load_config(minimal, [override])
+
+
+@pytest.mark.parametrize("text", ["? [1]\n: 2\n? [1]\n: 3\n", "a: " + "[" * 5000])
+def test_files_that_yaml_cannot_read(tmp_path, text):
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(WrongConfig, match="not YAML that can be used"):
+        load_config(tmp_path / "c.yaml")
+
+
+def test_merge_keys_work(minimal):
+    with minimal.open("a") as stream:
+        stream.write("rollouts: &r {max_new_tokens: 5}\n")
+    assert load_config(minimal).rollouts.max_new_tokens == 5
+    minimal.write_text(minimal.read_text().replace("rollouts: &r {", "rollouts: {<<: {prompts_per_step: 3}, "))
+    assert load_config(minimal).rollouts.prompts_per_step == 3
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("folder=~nosuchuser/x", "folder: got '~nosuchuser/x'; allowed: a path"),
+        ("evaluation.benchmarks=[gsm8k, gsm8k]", "evaluation: benchmarks: got 'gsm8k' twice"),
+        ("evaluation.benchmarks=[{name: .., path: x}]", "evaluation.benchmarks.0.name"),
+    ],
+)
+def test_names_and_paths(minimal, override, says):
+    with pytest.raises(WrongConfig, match=re.escape(says)):
+        load_config(minimal, [override])

@@ -116,6 +116,7 @@ GOOD = {"question": "?", "answer": "1"}
         ([{"question": 5, "answer": "1"}], "line 1, question: got 5"),
         ([{"question": "?", "answer": [1, 2]}], "line 1, answer"),
         ([{"question": "?", "answer": True}], "line 1, answer"),
+        ([{"question": "x \ud800 y", "answer": "1"}], "line 1, question: got a lone surrogate"),
         ([GOOD | {"id": 1}, GOOD | {"id": 1}], "line 2, id: got '1' again"),
         ([], "got no problem"),
     ],
@@ -123,6 +124,12 @@ GOOD = {"question": "?", "answer": "1"}
 def test_what_cannot_be_used_is_named(tmp_path, rows, says):
     with pytest.raises(BadProblems, match=says):
         read(write(tmp_path / "p.jsonl", *rows))
+
+
+def test_bytes_that_are_no_parquet(tmp_path):
+    (tmp_path / "p.parquet").write_bytes(b"nonsense" * 10)
+    with pytest.raises(BadProblems, match="got no parquet file"):
+        read(tmp_path / "p.parquet")
 
 
 def test_a_file_that_is_not_there(tmp_path):

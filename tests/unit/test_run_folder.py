@@ -40,7 +40,7 @@ def folder(tmp_path):
 
 
 def test_one_at_a_time(tmp_path):
-    with claimed(tmp_path), pytest.raises(FolderInUse, match="another trb train is at work"), claimed(tmp_path):
+    with claimed(tmp_path), pytest.raises(FolderInUse, match="another process of trb is at work"), claimed(tmp_path):
         pass
     with claimed(tmp_path):
         pass

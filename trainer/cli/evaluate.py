@@ -19,7 +19,7 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--config", required=True, metavar="FILE", help="the run, in YAML")
     parser.add_argument("--step", type=int, metavar="K", help="checkpoint; 0: models.student; default: the newest")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="fields that override the file")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)
     try:
         config = load_config(arguments.config, arguments.overrides)
         if not config.evaluation.benchmarks:

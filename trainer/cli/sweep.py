@@ -28,7 +28,7 @@ def run(argv: list[str]) -> int:
     )
     parser.add_argument("--dry-run", action="store_true", help="print the runs' names and overrides, then stop")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="fields that override the file")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)
     from trainer.sweep import best, settings
 
     try:

@@ -26,7 +26,7 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--dry-run", action="store_true", help="print configuration, plan and memory, then stop")
     parser.add_argument("--quiet", action="store_true", help="print notes only, no progress")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="fields that override the file")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)
     try:
         config = load_config(arguments.config, arguments.overrides)
     except WrongConfig as error:
