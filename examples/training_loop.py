@@ -34,7 +34,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         overrides = [f"folder={folder}", f"data.path={arguments.problems}", f"steps={arguments.steps}"]
-        config = load_config(arguments.config, overrides)
+        config = load_config(arguments.config, [*overrides, "evaluation.benchmarks=[]"])
 
         processes = Processes()
         vocabulary = shared_vocabulary(config)
