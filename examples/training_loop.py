@@ -31,10 +31,11 @@ def main() -> None:
     parser.add_argument("--config", type=Path, default=ROOT / "examples/micro/trb.yaml", metavar="FILE")
     parser.add_argument("--problems", type=Path, required=True, metavar="FILE", help="JSON lines: question, answer")
     parser.add_argument("--steps", type=int, default=5)
-    arguments = parser.parse_args()
+    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="fields that override the file")
+    arguments = parser.parse_intermixed_args()
     with tempfile.TemporaryDirectory() as folder:
         overrides = [f"folder={folder}", f"data.path={arguments.problems}", f"steps={arguments.steps}"]
-        config = load_config(arguments.config, [*overrides, "evaluation.benchmarks=[]"])
+        config = load_config(arguments.config, [*overrides, "evaluation.benchmarks=[]", *arguments.overrides])
 
         processes = Processes()
         vocabulary = shared_vocabulary(config)

@@ -5,6 +5,7 @@ The leader's methods are synchronous; inside, requests run on an event loop of i
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import json
@@ -98,8 +99,8 @@ class Leader(contextlib.AbstractContextManager):
         with self._stack as stack:
             self._grader = stack.enter_context(Grader(self.config.evaluation.grader_workers))
             urls, revive = self._start_servers(stack)
-            self._loop = uvloop.new_event_loop()
-            stack.callback(self._loop.close)
+            # Ctrl-C cancels what runs on the loop, and is raised here once that has ended.
+            self._runner = stack.enter_context(asyncio.Runner(loop_factory=uvloop.new_event_loop))
             http = self._run(_async(session))
             stack.callback(lambda: self._run(http.close()))
             clients = [TrbClient(url, http, self._admin_key) for url in urls]
@@ -240,7 +241,7 @@ class Leader(contextlib.AbstractContextManager):
             )
 
     def _run(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
-        return self._loop.run_until_complete(coroutine)
+        return self._runner.run(coroutine)
 
 
 def _read_benchmark(benchmark: Benchmark, note: Callable[[str], None]) -> list[Problem]:

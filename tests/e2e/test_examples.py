@@ -55,7 +55,8 @@ def test_standalone(pair, tmp_path):
 def test_training_loop(tmp_path):
     problems = tmp_path / "train.jsonl"
     run(ROOT, "-m", "examples.micro.task", "--split", "train", "--count", "64", "--out", problems)
-    output = run(ROOT, ROOT / "examples/training_loop.py", "--problems", problems, "--steps", "2").stdout
+    options = ("--problems", problems, "--steps", "2", "rollouts.prompts_per_step=16")
+    output = run(ROOT, ROOT / "examples/training_loop.py", *options).stdout
     divergences = [float(value) for value in re.findall(r"reverse KL ([\d.]+) nats", output)]
     assert len(divergences) == 2 and divergences[1] < divergences[0]
 

@@ -18,7 +18,8 @@ SCORE = "eval/micro/pass_at_1"
 @pytest.mark.timeout(900)
 def test_thirty_trb_steps_raise_pass_at_1_beyond_the_interval_of_the_start(tmp_path):
     """512 problems; from about .26 to about .95, some twenty times the standard error."""
-    command = [sys.executable, "-m", "examples.micro.demo", "--out", str(tmp_path), "evaluation.every=30"]
+    command = [sys.executable, "-m", "examples.micro.demo", "--out", str(tmp_path)]
+    command += ["evaluation.every=30", "rollouts.prompts_per_step=32"]  # half of the demo's, for the time
     done = subprocess.run(
         command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -38,14 +39,27 @@ def server(pair, tmp_path_factory):
 
 
 @pytest.fixture
-def config(pair, server, tmp_path):
-    """The path of a configuration that trains the tiny pair in ``tmp_path/runs/tiny``."""
-    problems = tmp_path / "problems.jsonl"
+def config(pair, server, tmp_path) -> Path:
+    return write_config(tmp_path, pair, server)
+
+
+@pytest.fixture(scope="module")
+def unbroken(pair, server, tmp_path_factory) -> Path:
+    """The configuration of a run that went from start to end, with nothing in its way."""
+    config = write_config(tmp_path_factory.mktemp("unbroken"), pair, server)
+    done = train(config)
+    assert done.returncode == 0, done.stderr
+    return config
+
+
+def write_config(folder: Path, pair: Pair, server: str) -> Path:
+    """The path of a configuration that trains the tiny pair in ``folder/runs/tiny``."""
+    problems = folder / "problems.jsonl"
     lines = (json.dumps({"question": f"what is {i} + {i}", "answer": str(2 * i)}) + "\n" for i in range(20))
     problems.write_text("".join(lines))
     values = {
         "name": "tiny",
-        "folder": str(tmp_path / "runs"),
+        "folder": str(folder / "runs"),
         "steps": STEPS,
         "models": {"student": str(pair.student), "teacher": str(pair.teacher), "dtype": "float32"},
         "data": {"path": str(problems), "template": "raw"},
@@ -65,7 +79,7 @@ def config(pair, server, tmp_path):
             "benchmarks": [{"name": "sums", "path": str(problems), "limit": 4}],
         },
     }
-    path = tmp_path / "config.yaml"
+    path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(values))
     return path
 
@@ -85,8 +99,8 @@ def environment() -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
-def curve_of(config: Path, name: str = "tiny") -> str:
-    return json.dumps(curve(read_rows(config.parent / "runs" / name / METRICS_FILE)))
+def curve_of(config: Path) -> str:
+    return json.dumps(curve(read_rows(config.parent / "runs" / "tiny" / METRICS_FILE)))
 
 
 def check_each_prompt_once(run: Path, steps: int = STEPS) -> None:
@@ -98,10 +112,8 @@ def check_each_prompt_once(run: Path, steps: int = STEPS) -> None:
     assert trained == [(prompt, sample) for prompt in range(steps * PROMPTS) for sample in range(SAMPLES)]
 
 
-def test_a_run_from_start_to_end(config):
-    done = train(config)
-    assert done.returncode == 0, done.stderr
-    run = config.parent / "runs" / "tiny"
+def test_a_run_from_start_to_end(unbroken):
+    run = unbroken.parent / "runs" / "tiny"
     rows = read_rows(run / METRICS_FILE)
     assert [row["step"] for row in rows] == list(range(STEPS + 1))
     assert [row["rollout/epsilon"] for row in rows[1:]] == pytest.approx([0.1, 0.1 * 2 / 3, 0.1 / 3, 0.0])
@@ -112,9 +124,9 @@ def test_a_run_from_start_to_end(config):
     assert rows[-1]["rollout/reverse_kl"] < rows[1]["rollout/reverse_kl"]
     assert [checkpoint.step for checkpoint in CheckpointStore(run / "checkpoints", 2).all()] == [2, 4]
     check_each_prompt_once(run)
-    check_evaluated_again(config, rows[-1]["eval/sums/pass_at_1"])
+    check_evaluated_again(unbroken, rows[-1]["eval/sums/pass_at_1"])
     assert (run / "report" / "index.html").is_file()
-    again = train(config)
+    again = train(unbroken)
     assert (
         again.returncode == 0
         and "all 4 updates are made" in again.stdout
@@ -134,14 +146,13 @@ def check_evaluated_again(config: Path, want: float) -> None:
 
 
 @pytest.mark.parametrize(("where", "count"), [("update", 3), ("checkpoint", 1)])
-def test_killed_after_collection_the_curve_is_bit_identical(config, where, count):
+def test_killed_after_collection_the_curve_is_bit_identical(config, unbroken, where, count):
     """Killed after update 3, before it is recorded; and while a checkpoint is written."""
     killed = train(config, where=where, count=count)
     assert killed.returncode == 9, killed.stderr
     resumed = train(config)
     assert resumed.returncode == 0, resumed.stderr
-    assert train(config, "name=whole").returncode == 0
-    assert curve_of(config) == curve_of(config, "whole")
+    assert curve_of(config) == curve_of(unbroken)
     check_each_prompt_once(config.parent / "runs" / "tiny")
 
 
@@ -181,15 +192,14 @@ def test_a_server_killed_during_collection_is_started_again_and_brought_to_its_w
 
 
 @pytest.mark.parametrize("route", ["tensor", "distributed"])
-def test_every_route_of_the_push_gives_the_same_curve(config, route):
+def test_every_route_of_the_push_gives_the_same_curve(config, unbroken, route):
     """The weights go in several parts; killed between two of them, the next run finds the server half-way."""
-    overrides = [f"push.route={route}", "push.bucket_mib=0.1", "evaluation.every=0"]
+    overrides = [f"push.route={route}", "push.bucket_mib=0.1"]
     killed = train(config, *overrides, where="push", count=4)
     assert killed.returncode == 9, killed.stderr
     resumed = train(config, *overrides)
     assert resumed.returncode == 0, resumed.stderr
-    assert train(config, "name=by-disk", "evaluation.every=0").returncode == 0
-    assert curve_of(config) == curve_of(config, "by-disk")
+    assert curve_of(config) == curve_of(unbroken)
     check_each_prompt_once(config.parent / "runs" / "tiny")
 
 
@@ -212,7 +222,7 @@ def test_the_tensor_route_without_a_key_is_refused(config, monkeypatch):
 
 
 @pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
-def test_two_processes_train_as_one(config, launcher):
+def test_two_processes_train_as_one(config, unbroken, launcher):
     """Sums come in another order: the same to rounding, and the same prompts."""
     launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m"]
     if launcher == "deepspeed":
@@ -224,8 +234,8 @@ def test_two_processes_train_as_one(config, launcher):
     done = end_of([sys.executable, *launch, "sglang_trb.cli.main", *arguments])
     assert done.returncode == 0, done.stderr
     check_each_prompt_once(config.parent / "runs" / "tiny")
-    assert train(config, "name=alone", "evaluation.every=0").returncode == 0
-    two, one = (read_rows(config.parent / "runs" / name / METRICS_FILE) for name in ("tiny", "alone"))
+    two, one = (read_rows(of.parent / "runs" / "tiny" / METRICS_FILE) for of in (config, unbroken))
+    one = one[1:]  # without the evaluation at the start
     for name in ("train/loss", "train/grad_norm", "rollout/reverse_kl"):
         assert two[0][name] == pytest.approx(one[0][name], rel=1e-4), name
     assert [row["step"] for row in two] == [row["step"] for row in one]
@@ -321,14 +331,11 @@ def test_twenty_kills_at_random_moments(config):
     check_each_prompt_once(metrics.parent, steps)
 
 
-def test_replaying_a_journal_is_bit_identical(config):
-    assert train(config).returncode == 0
-    first = curve_of(config)
-    run = config.parent / "runs" / "tiny"
-    for path in (run / "checkpoints").iterdir():
-        path.rename(config.parent / path.name)
-    assert train(config).returncode == 0
-    assert curve_of(config) == first
+def test_replaying_a_journal_is_bit_identical(unbroken):
+    first = curve_of(unbroken)
+    shutil.rmtree(unbroken.parent / "runs" / "tiny" / "checkpoints")
+    assert train(unbroken).returncode == 0
+    assert curve_of(unbroken) == first
 
 
 def test_a_wrong_field_is_named(config):

@@ -60,6 +60,7 @@ def test_the_file_is_strict_json(path):
         ({"step": 4, "train/loss": None}, "train/loss"),
         ({"step": 4, "train/loss": "NaN"}, "train/loss"),
         ({"step": 4, "train/good": True}, "train/good"),
+        ({"step": 4, "train/large": 10**400}, "train/large"),
     ],
 )
 def test_a_row_that_cannot_be_recorded_is_refused_and_nothing_is_written(path, row, field):
@@ -95,7 +96,14 @@ def test_zeros_of_a_power_cut_are_repaired(path):
     assert path.read_bytes() == whole
 
 
-@pytest.mark.parametrize("line", ["{}", '{"step": 1', "[1]", '{"step": 1, "a/b": "x"}', '{"step": 1}\n{"step": 1}', ""])
+LINES_THAT_ARE_NO_ROWS = [
+    *("{}", '{"step": 1', "[1]", "", '{"step": 1, "a/b": "x"}', '{"step": 1}\n{"step": 1}'),
+    f'{{"step": 1, "a/b": 1{"0" * 400}}}',
+    "[" * 100_000,
+]
+
+
+@pytest.mark.parametrize("line", LINES_THAT_ARE_NO_ROWS)
 def test_damage_before_the_end_is_an_error_that_names_the_line(path, line):
     path.parent.mkdir()
     path.write_text(f'{{"step": 0}}\n{line}\n{{"step": 9}}\n')

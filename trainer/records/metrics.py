@@ -162,10 +162,19 @@ def _to_line(row: Mapping[str, Any]) -> bytes:
     for name, value in row.items():
         if name != "step" and not _NAME.fullmatch(name):
             raise InvalidParameter("metric name", name, "group/name, of letters, digits and _ . @ + -")
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not _is_a_float(value):
             raise InvalidParameter(name, value, "an int or a float; leave out what was not measured")
     safe = {name: value if math.isfinite(value) else _spell(value) for name, value in row.items()}
     return json.dumps({"step": step} | safe, allow_nan=False).encode() + b"\n"
+
+
+def _is_a_float(value: float) -> bool:
+    """An int can be too large for one."""
+    try:
+        float(value)
+    except OverflowError:
+        return False
+    return True
 
 
 def _spell(value: float) -> str:
@@ -176,14 +185,14 @@ def _from_line(line: bytes) -> Row | None:
     """The row of a line, or None if it is not one."""
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(row, dict) or isinstance(row.get("step"), bool) or not isinstance(row.get("step"), int):
         return None
     values: Row = {}
     for name, value in row.items():
         number: Any = _NON_FINITE.get(value) if isinstance(value, str) else value
-        if type(number) not in (int, float):
+        if type(number) not in (int, float) or not _is_a_float(number):
             return None
         values[name] = number
     return values
