@@ -38,7 +38,7 @@ def run(argv: list[str]) -> int:
     arguments, overrides = parser.parse_known_args(argv)
     key = os.environ.get(ADMIN_KEY_VARIABLE)
     if key and not any(option.startswith("--admin-api-key") for option in overrides):
-        overrides = [*overrides, "--admin-api-key", key]
+        overrides = [*overrides, f"--admin-api-key={key}"]  # as one word: it may begin with a dash
     try:
         command = launching.config_command(arguments.config, overrides)
         options, effective = launching.parse(command)
@@ -88,8 +88,13 @@ the same  sglang serve {shlex.join(_without_secrets(effective))}
 
 def _without_secrets(command: list[str]) -> list[str]:
     """The command line with the values of keys hidden: what is printed ends up in logs."""
-    hidden = ["***" if flag.endswith(("-key", "-password")) else value for flag, value in pairwise(command)]
-    return [*command[:1], *hidden]
+    words = [word for option in command for word in _option_and_value(option)]
+    hidden = ["***" if flag.endswith(("-key", "-password")) else value for flag, value in pairwise(words)]
+    return [*words[:1], *hidden]
+
+
+def _option_and_value(word: str) -> list[str]:
+    return word.split("=", 1) if word.startswith("--") else [word]
 
 
 def _launch(command: list[str]) -> int:

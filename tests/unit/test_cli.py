@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -10,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from sglang_trb.cli import generate, main
+from sglang_trb.cli import generate, main, serve
 from sglang_trb.errors import InvalidParameter, TrbError
+from sglang_trb.local_server import ADMIN_KEY_VARIABLE
 from sglang_trb.params import Rule
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -125,6 +127,7 @@ def refusals(tmp_path_factory):
             [sys.executable, "-W", "ignore", "-c", RUN_EACH],
             input=json.dumps(asked),
             cwd=folder,
+            env=os.environ | {ADMIN_KEY_VARIABLE: "-begins with a dash"},
             capture_output=True,
             text=True,
             timeout=240,
@@ -140,6 +143,13 @@ def test_serve_refuses_before_it_loads_models(refusals, name):
     assert status == 2
     assert message.startswith("trb serve: ") and message.count("\n") == 1 and len(message) < 700
     assert REFUSED[name][1].replace("PORT", port) in message
+
+
+def test_the_banner_hides_keys():
+    command = ["--admin-api-key=-a", "--api-key", "b", "--ssl-keyfile-password=c=d", "--port", "1"]
+    assert serve._without_secrets(command) == [
+        *("--admin-api-key", "***", "--api-key", "***", "--ssl-keyfile-password", "***", "--port", "1")
+    ]
 
 
 def laws(*arguments):
