@@ -12,6 +12,8 @@ from typing import Any
 from sglang_trb.checkpoint import checkpoint_file
 
 _MAX_HEADER = 100_000_000
+_MALFORMED = (ValueError, TypeError, AttributeError, LookupError, RecursionError)
+"""What reading JSON of another form than expected raises."""
 _TIED = "lm_head.weight"
 """Checkpoints of models with tied embeddings may hold this copy or leave it out."""
 
@@ -93,7 +95,10 @@ def _indexed_files(folder: Path) -> set[str]:
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
         return set()
-    return set(json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values())
+    try:
+        return set(json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values())
+    except _MALFORMED:
+        raise ValueError(f"{index} is not an index of safetensors files") from None
 
 
 def _read_header(file: Path) -> TensorLayout:
@@ -104,10 +109,11 @@ def _read_header(file: Path) -> TensorLayout:
             raise ValueError(f"{file} is not a safetensors file")
         try:
             header: dict[str, Any] = json.loads(stream.read(length))
-        except ValueError:
+            header.pop("__metadata__", None)
+            end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+            layout = {name: (str(entry["dtype"]), tuple(entry["shape"])) for name, entry in header.items()}
+        except _MALFORMED:
             raise ValueError(f"{file} has a broken safetensors header") from None
-    header.pop("__metadata__", None)
-    end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
     if file.stat().st_size != end:
         raise ValueError(f"{file} has {file.stat().st_size} bytes, its header says {end}: it is incomplete")
-    return {name: (entry["dtype"], tuple(entry["shape"])) for name, entry in header.items()}
+    return layout

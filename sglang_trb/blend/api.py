@@ -35,7 +35,8 @@ def trust_region_blend(
         log mu, beta and KL(mu || p); a row in which either model has NaN, +inf or nothing finite is NaN, alone.
 
     Raises:
-        InvalidParameter (a ValueError): shapes, dtypes, devices, a negative or NaN budget, an unknown backend.
+        InvalidParameter (a ValueError): shapes, dtypes, devices, a negative or NaN budget, an unknown backend. The
+            budgets' values are not looked at while a CUDA graph is captured.
     """
     _check_logits("student_logits_BV", student_logits_BV)
     _check_logits("teacher_logits_BV", teacher_logits_BV)
@@ -50,11 +51,15 @@ def trust_region_blend(
     devices = {student_logits_BV.device, teacher_logits_BV.device, epsilon_B.device}
     if len(devices) > 1:
         raise InvalidParameter("device", sorted(map(str, devices)), "one device for all three tensors")
-    if not bool((epsilon_B >= 0).all()):
+    if not _capturing(epsilon_B) and not bool((epsilon_B >= 0).all()):
         raise InvalidParameter("epsilon_B", epsilon_B.tolist(), "numbers >= 0 (nats)")
     if backend not in _BACKENDS:
         raise InvalidParameter("backend", backend, "one of " + ", ".join(_BACKENDS))
     return _BACKENDS[backend](student_logits_BV, teacher_logits_BV, epsilon_B)
+
+
+def _capturing(tensor: torch.Tensor) -> bool:
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def _check_logits(name: str, logits_BV: torch.Tensor) -> None:

@@ -149,7 +149,7 @@ class TrbSamplingBatchInfo(SamplingBatchInfo):
             greedy_B=greedy_B,
             seed_B=blend.seed_B,
             position_B=positions_B,
-            any_trust_region=blend.any_rule(Rule.TRUST_REGION),
+            any_trust_region=any(p.rule is Rule.TRUST_REGION and p.epsilon > 0 for p in blend.params),
             any_skd=blend.any_rule(Rule.SKD),
             any_teacher=blend.any_rule(Rule.TEACHER),
             any_filter=self.need_top_p_sampling or self.need_top_k_sampling or self.need_min_p_sampling,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +15,8 @@ from sglang_trb.engine import plugin
 from sglang_trb.engine.pair import Pair
 from sglang_trb.errors import NotInForce
 from sglang_trb.server_config import REQUIRED
+
+logger = logging.getLogger(__name__)
 
 FORBIDDEN_VARIABLES = {
     "SGLANG_RUST_SERVER": "requests would not pass our checks",
@@ -55,10 +58,22 @@ def check(options: Any) -> None:
     if not options.speculative_draft_model_path:
         raise NotInForce("speculative_draft_model_path is not set; it names the teacher")
     _check_required(options)
+    _check_same_files(options)
     for name, reason in FORBIDDEN_VARIABLES.items():
         if os.environ.get(name, "0").lower() not in ("", "0", "false"):
             raise NotInForce(f"the environment sets {name}={os.environ[name]}; unset it: {reason}")
     Pair.load(options.model_path, options.speculative_draft_model_path)
+    if options.dtype not in ("float32", "float") and not options.enable_fp32_lm_head:
+        logger.warning("half-precision logits drown budgets below 0.005 nats; use --enable-fp32-lm-head")
+
+
+def _check_same_files(options: Any) -> None:
+    """The tokenizers and stop ids that are compared are those of the two models' folders."""
+    expected = {"tokenizer_path": options.model_path, "revision": "main", "speculative_draft_model_revision": "main"}
+    for name, needed in expected.items():
+        if getattr(options, name) not in (None, needed):
+            reason = "tokenizers and stop ids are read from the models' own folders, on the hub from the main branch"
+            raise NotInForce(f"{name} is {getattr(options, name)!r}; a blending server needs {needed!r}: {reason}")
 
 
 def _check_required(options: Any) -> None:

@@ -24,6 +24,7 @@ from sglang.srt.model_executor.pool_configurator import DefaultPoolConfigurator,
 from sglang.srt.runtime_context import get_model, get_schedule, get_spec
 
 from sglang_trb.blend import StopAlignment
+from sglang_trb.checkpoint import read_json
 from sglang_trb.errors import InvalidParameter, PairMismatch
 from sglang_trb.stops import stop_alignment
 from sglang_trb.vocab import check_same_vocabulary
@@ -174,6 +175,16 @@ class TeacherWorker(_RunnerWorker):
 
     runner_class = TeacherRunner
 
+    def _init_model_config(self) -> None:
+        super()._init_model_config()
+        config = self.model_config
+        own = (read_json(config.model_path, "config.json") or {}).get("architectures")
+        if own and own != config.hf_config.architectures:
+            raise PairMismatch(
+                f"the teacher is a {own[0]}, which SGLang takes for its {config.hf_config.architectures[0]} when it is "
+                "loaded as a draft model; sglang-trb does not pair it"
+            )
+
     def logits(self, batch: ScheduleBatch) -> torch.Tensor:
         """Extend the teacher's KV cache by the batch's tokens and return its next-token logits [B, V]."""
         forward_batch = ForwardBatch.init_new(batch, self.model_runner, return_hidden_states_before_norm=False)
@@ -220,6 +231,9 @@ class PairedWorker(_RunnerWorker):
 
     def deserialize_own_rank(self, serialized_named_tensors: list) -> Any:
         """Read the tensor route's payload, and refuse it before it is loaded if it is not the student's."""
+        count, ranks = len(serialized_named_tensors), self.model_runner.tp_size
+        if count != ranks:
+            raise InvalidParameter("serialized_named_tensors", f"{count} payloads", f"{ranks}, one for each rank")
         try:
             payload = super().deserialize_own_rank(serialized_named_tensors)
         except Exception as error:  # unpickling raises what it likes

@@ -9,7 +9,6 @@ Every replacement is a subclass that behaves as its base unless the server was s
 from __future__ import annotations
 
 import importlib.metadata
-import multiprocessing
 import pkgutil
 from typing import NoReturn
 
@@ -25,13 +24,17 @@ _required: dict[str, object] = {}
 
 
 def register() -> None:
-    """Entry point of ``sglang.srt.plugins``; called once in the main process and in every scheduler process."""
+    """Entry point of ``sglang.srt.plugins``; called once in the main process and in every scheduler process.
+
+    Everything is replaced in each of them: which one a process will be cannot be told, for frameworks launch servers
+    from children too.
+    """
     installed = importlib.metadata.version("sglang")
     if installed != CHECKED_SGLANG:
         register_sampler_backend(BACKEND, lambda: _refuse_version(installed))
         return
     # Imported here: these modules subclass SGLang's, so they load only once SGLang asks for its plugins.
-    from sglang_trb.engine import batch, results, sampler, scheduler, weights
+    from sglang_trb.engine import batch, http, openai, options, results, sampler, scheduler, tokenizer_manager, weights
 
     register_sampler_backend(BACKEND, sampler.TrbSampler)
     _replace("sglang.srt.managers.scheduler.Scheduler", scheduler.TrbScheduler)
@@ -40,13 +43,6 @@ def register() -> None:
     _replace(f"{results_module}.SchedulerBatchResultProcessor", results.TrbBatchResultProcessor)
     weights_module = "sglang.srt.managers.scheduler_components.weight_updater"
     _replace(f"{weights_module}.SchedulerWeightUpdaterManager", weights.TrbWeightUpdater)
-    if multiprocessing.parent_process() is None:
-        _register_main_process()
-
-
-def _register_main_process() -> None:
-    from sglang_trb.engine import http, openai, options, tokenizer_manager
-
     _replace("sglang.srt.managers.tokenizer_manager.TokenizerManager", tokenizer_manager.TrbTokenizerManager)
     openai_module = "sglang.srt.entrypoints.openai"
     _replace(f"{openai_module}.serving_completions.OpenAIServingCompletion", openai.TrbServingCompletion)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from sglang.srt.managers.schedule_batch import FINISH_ABORT
 from sglang.srt.managers.scheduler_components.batch_result_processor import SchedulerBatchResultProcessor
 from sglang.srt.managers.scheduler_components.output_streamer import SchedulerOutputStreamer
-from sglang.srt.runtime_context import get_serving
+from sglang.srt.runtime_context import get_parallel, get_serving
 
 from sglang_trb.engine import metrics
 from sglang_trb.engine.batch import trace_of
@@ -48,12 +48,15 @@ class TrbBatchResultProcessor(SchedulerBatchResultProcessor):
         for req, code in zip(batch.reqs, statistics.error_B.tolist(), strict=True):
             if code and not req.finished() and not req.is_retracted:
                 req.skip_radix_cache_insert = True
+                if req.to_finish is not None:
+                    continue  # a chunk of its prompt failed before
                 req.to_finish = FINISH_ABORT(
                     f"token {len(req.output_ids)} of this request could not be drawn: {ROW_ERRORS[code]}",
                     HTTPStatus.BAD_REQUEST,
                     "BadRequestError",
                 )
-                metrics.observe_rejected("row")
+                if get_parallel().tp_rank == 0:
+                    metrics.observe_rejected("row")
 
 
 class TrbOutputStreamer(SchedulerOutputStreamer):

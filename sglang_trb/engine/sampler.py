@@ -78,16 +78,23 @@ def _adjusted(
     """SGLang's own transformations of the student's logits, and what they forbid (True = forbidden)."""
     if not info.changes_logits():
         return None, None
-    adjusted_BV = student_logits_BV.float().clone()
+    ruled_out_BV = student_logits_BV.isneginf()  # by the model itself, which forbids the teacher nothing
+    adjusted_BV = student_logits_BV.float().masked_fill(ruled_out_BV, 0.0)
     # Without overlap scheduling the penalties come unaccumulated, and SGLang applies them in no fixed order.
     accumulated = info if info.penalizer_orchestrator is None else info.copy_for_forward()
     accumulated.apply_logits_bias(adjusted_BV)
     info.grammar_mask = None  # as ModelRunner does: it must not outlive the step
     mask_BV = adjusted_BV.isneginf()
-    # All stop ids are one event: where the student may not stop, the teacher's own ids may not either.
+    adjusted_BV.masked_fill_(ruled_out_BV, float("-inf"))
+    # All stop ids are one event: the teacher's own ids are forbidden where the student may not stop, and only there,
+    # for a grammar knows the student's ids alone. Slices: a list of ids would stall a device.
     forbidden_B = mask_BV[:, alignment.canonical_id].clone()
-    for stop_id in {*alignment.student_ids, *alignment.teacher_ids}:  # slices: a list of ids would stall a device
+    for stop_id in alignment.student_ids:
         mask_BV[:, stop_id] |= forbidden_B
+    for stop_id in set(alignment.teacher_ids) - set(alignment.student_ids):
+        mask_BV[:, stop_id] = forbidden_B
+        if info.logit_bias is not None:
+            mask_BV[:, stop_id] |= info.logit_bias[:, stop_id].isneginf()
     return adjusted_BV, mask_BV
 
 

@@ -11,6 +11,7 @@ from sglang.srt.runtime_context import get_device, get_exec
 from sglang_trb.engine import plugin
 from sglang_trb.engine.pair import PairedWorker
 from sglang_trb.engine.results import TrbOutputStreamer
+from sglang_trb.errors import NotInForce
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req
@@ -25,6 +26,8 @@ class TrbScheduler(Scheduler):
 
     def init_tp_model_worker(self) -> None:
         if not self.blends:
+            if self.server_args.sampling_backend == plugin.BACKEND:
+                raise NotInForce("sampling_backend is 'trb', but it was resolved to another: it would not blend")
             return super().init_tp_model_worker()
         plugin.require_in_force()
         self.tp_worker = PairedWorker(

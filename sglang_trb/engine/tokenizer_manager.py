@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import copy
 import secrets
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from http import HTTPStatus
 from typing import Any
 
 from fastapi import HTTPException
+from sglang.srt.constants import HEALTH_CHECK_RID_PREFIX
 from sglang.srt.managers import io_struct
 from sglang.srt.managers.tokenizer_manager import ReqState, TokenizerManager
 from sglang.srt.runtime_context import get_exec
@@ -170,7 +172,12 @@ class TrbTokenizerManager(TokenizerManager):
     async def _validate_and_resolve_lora(self, obj: Any) -> None:
         # SGLang calls this first thing under the lock that weight updates take, so no request slips between the two.
         if self.blends and self.update_guard.refusal is not None:
-            metrics.observe_rejected("updating")
+            if isinstance(obj.rid, str) and obj.rid.startswith(HEALTH_CHECK_RID_PREFIX):
+                # SGLang's probe waits for any sign of life, not for this answer; a probe must not end an update.
+                if self.update_guard.updating:
+                    self.last_receive_tstamp = time.time()
+            else:
+                metrics.observe_rejected("updating")
             raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, self.update_guard.refusal)
         await super()._validate_and_resolve_lora(obj)
 

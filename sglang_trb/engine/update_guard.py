@@ -31,6 +31,11 @@ class UpdateGuard:
         """It wrote something."""
 
     @property
+    def updating(self) -> bool:
+        """A session is open, on a student that was whole before."""
+        return self._session_open and not self._half_written
+
+    @property
     def refusal(self) -> str | None:
         if self._half_written:
             return HALF_WRITTEN

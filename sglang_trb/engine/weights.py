@@ -1,15 +1,16 @@
 """Weight updates of the student alone, on SGLang's disk, tensor and distributed routes (scheduler side).
 
 The main process (`tokenizer_manager.TrbTokenizerManager`) decides when an update may start and what follows a failure;
-here each rank checks, before a byte is written, that nothing is in flight and that the tensors are the student's, and
-flushes the cache whatever was asked.
+here the ranks check, before a byte is written, that nothing is in flight and that the tensors are the student's.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import torch
 from sglang.srt.managers import io_struct
 from sglang.srt.managers.scheduler_components.weight_updater import SchedulerWeightUpdaterManager
@@ -21,11 +22,18 @@ from sglang_trb.weight_files import check_checkpoint, check_tensors
 
 logger = logging.getLogger(__name__)
 
-_NO_SESSION = f"{UNTOUCHED}the update must run between begin_weight_update() and end_weight_update()"
+_NO_SESSION = "the update must run between begin_weight_update() and end_weight_update()"
+_DISK_FORMATS = ("auto", "safetensors")
+_TENSOR_FORMATS = (None, "direct", "flattened_bucket")
 
 
 class TrbWeightUpdater(SchedulerWeightUpdaterManager):
-    """Updates the student; the teacher is never among the runners that a route can write to."""
+    """Updates the student; the teacher is never among the runners that a route can write to.
+
+    Every write goes in two steps. Each rank finds out whether it could write, and all write if all could; then they
+    agree on whether all have written. So no rank serves on other weights than the rest, and the answer, which only
+    one of them sends, speaks for all.
+    """
 
     _reads_teacher = False
 
@@ -33,63 +41,133 @@ class TrbWeightUpdater(SchedulerWeightUpdaterManager):
     def _pairs(self) -> bool:
         return isinstance(self.tp_worker, PairedWorker)
 
-    def _refusal(self, selector: str = "all") -> str | None:
-        if selector == "draft":
-            return f"{UNTOUCHED}selector 'draft' names the teacher, whose weights never change"
-        return None if self.is_fully_idle() else BUSY
+    @property
+    def _student(self) -> str:
+        return self.tp_worker.pair.student
 
-    def flush_cache_after_weight_update(self, recv_req: Any) -> None:
-        if self._pairs:
-            recv_req.flush_cache = True
-        super().flush_cache_after_weight_update(recv_req)
+    @property
+    def _runner(self) -> Any:
+        """What writes the student's weights on this rank."""
+        return self.tp_worker.model_runner.weight_updater
 
     def update_weights_from_disk(self, recv_req: io_struct.UpdateWeightFromDiskReqInput):
-        if self._pairs:
-            refusal = self._refusal()
-            if refusal is None and (problem := check_checkpoint(recv_req.model_path, self.tp_worker.pair.student)):
-                refusal = UNTOUCHED + problem
-            if refusal is not None:
-                return io_struct.UpdateWeightFromDiskReqOutput(success=False, message=refusal, num_paused_requests=0)
-        return super().update_weights_from_disk(recv_req)
+        if not self._pairs:
+            return super().update_weights_from_disk(recv_req)
+
+        def check() -> str | None:
+            if recv_req.load_format not in _DISK_FORMATS:
+                return f"load_format: got {recv_req.load_format!r}; allowed: {', '.join(_DISK_FORMATS)}"
+            return check_checkpoint(recv_req.model_path, self._student)
+
+        def write() -> tuple[bool, str]:
+            recapture = recv_req.recapture_cuda_graph
+            return self._runner.update_weights_from_disk(
+                recv_req.model_path, recv_req.load_format, recapture_cuda_graph=recapture
+            )
+
+        problem = self._agreed(self._busy()) or self._checked(check) or self._written("disk", write, recv_req)
+        return io_struct.UpdateWeightFromDiskReqOutput(**_result(problem), num_paused_requests=0)
 
     def begin_weight_update(self, recv_req: io_struct.BeginWeightUpdateReqInput):
-        refusal = self._refusal(recv_req.selector) if self._pairs else None
-        if refusal is not None:
-            return io_struct.BeginWeightUpdateReqOutput(success=False, message=refusal)
+        if self._pairs:
+            problem = self._agreed(self._busy()) or self._checked(lambda: _teacher_refusal(recv_req))
+            if problem is not None:
+                return io_struct.BeginWeightUpdateReqOutput(success=False, message=problem)
         return super().begin_weight_update(recv_req)
 
     def update_weights_from_tensor(self, recv_req: io_struct.UpdateWeightsFromTensorReqInput):
         if not self._pairs:
             return super().update_weights_from_tensor(recv_req)
-        if self._session is None:
-            return io_struct.UpdateWeightsFromTensorReqOutput(success=False, message=_NO_SESSION)
-        try:
-            return super().update_weights_from_tensor(recv_req)
-        except Exception as error:  # whatever a malformed payload raises must not end the server
-            logger.exception("update_weights_from_tensor failed")
-            torch.distributed.barrier(group=self.tp_cpu_group)  # other ranks wait there
-            message = f"{UNTOUCHED if isinstance(error, InvalidParameter) else ''}{type(error).__name__}: {error}"
-            return io_struct.UpdateWeightsFromTensorReqOutput(success=False, message=message)
+        payload = None
+
+        def check() -> str | None:
+            nonlocal payload
+            if self._session is None:
+                return _NO_SESSION
+            if recv_req.load_format not in _TENSOR_FORMATS:
+                return f"load_format: got {recv_req.load_format!r}; allowed: null, direct, flattened_bucket"
+            if problem := _teacher_refusal(recv_req):
+                return problem
+            payload = self.tp_worker.deserialize_own_rank(recv_req.serialized_named_tensors)
+            if isinstance(payload, dict) != (recv_req.load_format == "flattened_bucket"):
+                return f"load_format: got {recv_req.load_format!r}; allowed: flattened_bucket for a bucket alone"
+            return None
+
+        def write() -> tuple[bool, str]:
+            return self._runner.update_weights_from_tensor(named_tensors=payload, load_format=recv_req.load_format)
+
+        problem = self._checked(check) or self._written("tensor", write, recv_req)
+        return io_struct.UpdateWeightsFromTensorReqOutput(**_result(problem))
 
     def update_weights_from_distributed(self, recv_req: io_struct.UpdateWeightsFromDistributedReqInput):
-        if self._pairs:
-            if self._session is None:
-                return io_struct.UpdateWeightsFromDistributedReqOutput(success=False, message=_NO_SESSION)
-            described = zip(recv_req.names, recv_req.shapes, strict=True)
-            if problem := check_tensors(described, self.tp_worker.pair.student):
-                self._discard_broadcast(recv_req)
-                return io_struct.UpdateWeightsFromDistributedReqOutput(success=False, message=UNTOUCHED + problem)
-        return super().update_weights_from_distributed(recv_req)
+        if not self._pairs:
+            return super().update_weights_from_distributed(recv_req)
+        received = None
 
-    def _discard_broadcast(self, recv_req: io_struct.UpdateWeightsFromDistributedReqInput) -> None:
-        """Take part in the collective, so that the sender is not left waiting, and drop what came."""
-        self.tp_worker.model_runner.weight_updater.receive_weights_from_distributed(
-            names=recv_req.names,
-            dtypes=recv_req.dtypes,
-            shapes=recv_req.shapes,
-            group_name=recv_req.group_name,
-            load_format=recv_req.load_format,
-        )
+        def check() -> str | None:
+            if self._session is None:
+                return _NO_SESSION
+            counts = {len(recv_req.names), len(recv_req.dtypes), len(recv_req.shapes)}
+            if len(counts) > 1:
+                return f"names, dtypes, shapes: got lists of {sorted(counts)}; allowed: lists of one length"
+            described = zip(recv_req.names, recv_req.shapes, strict=True)
+            return _teacher_refusal(recv_req) or check_tensors(described, self._student)
+
+        def receive() -> None:
+            nonlocal received
+            received = self._runner.receive_weights_from_distributed(
+                names=recv_req.names,
+                dtypes=recv_req.dtypes,
+                shapes=recv_req.shapes,
+                group_name=recv_req.group_name,
+                load_format=recv_req.load_format,
+            )
+
+        def write() -> tuple[bool, str]:
+            return self._runner.load_weights_from_distributed(received)
+
+        problem = self._checked(check)
+        if problem is not None and self._session is not None:
+            self._checked(receive)  # the sender waits in the collective; what comes is dropped
+        problem = problem or self._checked(receive) or self._written("distributed", write, recv_req)
+        return io_struct.UpdateWeightsFromDistributedReqOutput(**_result(problem))
+
+    def _busy(self) -> str | None:
+        return None if self.is_fully_idle() else BUSY
+
+    def _checked(self, check: Callable[[], str | None]) -> str | None:
+        """Why no rank may write: what ``check`` returned or raised on one of them."""
+        try:
+            problem = check()
+        except InvalidParameter as error:
+            problem = str(error)
+        except Exception as error:  # whatever a malformed request raises must not end the server
+            logger.exception("weight update: refused")
+            problem = f"{type(error).__name__}: {error}"
+        return self._agreed(problem and UNTOUCHED + problem)
+
+    def _written(self, source: str, write: Callable[[], tuple[bool, str]], recv_req: Any) -> str | None:
+        """Write on every rank; why it failed on one of them. Flushes the cache, whatever was asked."""
+        with self._observe_weight_load(source):
+            try:
+                success, message = write()
+            except Exception as error:
+                logger.exception("weight update: failed")
+                success, message = False, f"{type(error).__name__}: {error}"
+            problem = self._agreed(None if success else message)
+            if problem is None:
+                if self._session is not None:
+                    self._session = msgspec.structs.replace(self._session, loaded_weights=True)
+                recv_req.flush_cache = True
+                self.flush_cache_after_weight_update(recv_req)
+                self.record_weight_version_after_update(recv_req.weight_version)
+            return problem
+
+    def _agreed(self, problem: str | None) -> str | None:
+        """The first rank's problem that has one; on every rank, so a barrier too."""
+        problems: list[str | None] = [None] * torch.distributed.get_world_size(self.tp_cpu_group)
+        torch.distributed.all_gather_object(problems, problem, group=self.tp_cpu_group)
+        return next((problem for problem in problems if problem is not None), None)
 
     def check_weights(self, recv_req: io_struct.CheckWeightsReqInput):
         """As SGLang's, where the selectors ``draft`` and ``all`` read the teacher too; only reading reaches it."""
@@ -104,3 +182,13 @@ class TrbWeightUpdater(SchedulerWeightUpdaterManager):
         if self._reads_teacher and selector in ("draft", "all"):
             runners.append(("draft", self.tp_worker.teacher.model_runner))
         return runners
+
+
+def _teacher_refusal(recv_req: Any) -> str | None:
+    if recv_req.selector == "draft":
+        return "selector 'draft' names the teacher, whose weights never change"
+    return None
+
+
+def _result(problem: str | None) -> dict[str, Any]:
+    return {"success": problem is None, "message": problem or "Succeeded to update model weights."}

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from tests.pairs import build_pair
 from tests.server.harness import ADMIN_KEY, serve
-from tests.server.test_weights import checksums, session
-from tests.server.trainer_side import Group
+from tests.server.test_weights import checksums
+from tests.server.trainer_side import Group, session
 
 pytestmark = [
     pytest.mark.gpu,

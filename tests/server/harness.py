@@ -79,13 +79,18 @@ class Server:
 
 @contextlib.contextmanager
 def serve(
-    student: Path, teacher: Path | None, environment: dict[str, str] | None = None, **options: Any
+    student: Path,
+    teacher: Path | None,
+    environment: dict[str, str] | None = None,
+    module: str = "sglang.launch_server",
+    **options: Any,
 ) -> Iterator[Server]:
     """A server on a free port, ended with its whole process group.
 
     Args:
         student, teacher: checkpoint folders; without a teacher no ``speculative-draft-model-path`` is given.
         environment: variables to add.
+        module: what is run, with SGLang's options.
         options: SGLang's options with underscores; True marks a flag, None removes one of CPU_OPTIONS.
 
     Raises:
@@ -101,7 +106,7 @@ def serve(
             arguments.pop(name, None)
         else:
             arguments[name] = None if value is True else str(value)
-    command = [sys.executable, "-m", "sglang.launch_server"]
+    command = [sys.executable, "-m", module]
     for name, value in arguments.items():
         command += [f"--{name}"] + ([] if value is None else [value])
     log = Path(tempfile.mkstemp(prefix="trb-server-", suffix=".log")[1])

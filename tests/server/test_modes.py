@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
 from tests.pairs import POISON_STUDENT_ID, TOKENIZER_SIZE, Pair, build_pair
 from tests.server.checks import check_against_oracle, mixed_requests, prompts, run_concurrently
 from tests.server.harness import ADMIN_KEY, Server, serve
 from tests.server.oracle import Oracle
+from tests.server.trainer_side import push_tensors, serialized, session
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,12 +26,13 @@ class Mode:
     length: int = 24
     new_tokens: int = 12
     variant: str = "plain"
+    module: str = "sglang.launch_server"
 
 
 MODES = [
     Mode("synchronous", {"disable_overlap_schedule": True}),
     Mode("chunked", {"chunked_prefill_size": 32, "enable_mixed_chunk": True}, length=90, variant="poison"),
-    Mode("paged", {"page_size": 4}, length=30, variant="padded"),
+    Mode("paged", {"page_size": 4}, length=30, variant="padded", module="tests.server.launched_by_child"),
     Mode("retracting", {"max_total_tokens": 320, "schedule_conservativeness": 0.01}, length=16, new_tokens=40),
     Mode("tensor_parallel", {"tp_size": 2}, {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"}),
 ]
@@ -50,7 +54,8 @@ def oracle_of(oracles: dict[str, Oracle], variant: str, pair: Pair, server: Serv
 @pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
 def test_answers_agree_with_transformers(mode: Mode, oracles: dict[str, Oracle]) -> None:
     pair = build_pair(mode.variant)
-    with serve(pair.student, pair.teacher, mode.environment, admin_api_key=ADMIN_KEY, **mode.options) as server:
+    options = {"admin_api_key": ADMIN_KEY, **mode.options}
+    with serve(pair.student, pair.teacher, mode.environment, mode.module, **options) as server:
         oracle = oracle_of(oracles, mode.variant, pair, server)
         requests = mixed_requests(mode.length, mode.new_tokens)
         for _ in range(2):  # the second round finds its prompts in the radix cache
@@ -60,6 +65,8 @@ def test_answers_agree_with_transformers(mode: Mode, oracles: dict[str, Oracle])
         assert all(answer["meta_info"]["cached_tokens"] > 0 for answer in answers)
         if mode.name == "retracting":
             assert any(answer["meta_info"]["num_retractions"] for answer in answers)
+        if mode.name == "tensor_parallel":
+            check_an_update_reaches_all_ranks_or_none(server, pair)
         if mode.name == "chunked":
             check_failed_prompt_leaves_no_prefix(server)
 
@@ -73,3 +80,23 @@ def check_failed_prompt_leaves_no_prefix(server: Server) -> None:
     assert server.generate(start, max_new_tokens=1)["meta_info"]["cached_tokens"] == 0
     assert server.generate(start, max_new_tokens=1)["meta_info"]["cached_tokens"] > 0, "good prompts are cached"
     assert server.kv_slots() == slots
+
+
+def check_an_update_reaches_all_ranks_or_none(server: Server, pair: Pair) -> None:
+    """The second rank's payload is missing, then broken; then both are there."""
+    weights = {name: weight * 1.5 for name, weight in load_file(pair.student / "model.safetensors").items()}
+    whole = serialized(weights)
+    prompt, question = prompts(1, 24, seed=3)[0], {"trb_return": "tokens"}
+    before = server.generate(prompt, question, temperature=0.0)
+    assert session(server, "begin").status_code == 200
+    for payloads in ([whole], [whole, base64.b64encode(b"not a pickle").decode()]):
+        response = push_tensors(server, {}, serialized_named_tensors=payloads)
+        assert (response.status_code, "nothing was changed" in response.text) == (400, True), response.text
+    assert session(server, "end").status_code == 200
+    again = server.generate(prompt, question, temperature=0.0)
+    assert again["output_ids"] == before["output_ids"]
+    assert session(server, "begin").status_code == 200
+    response = push_tensors(server, {}, serialized_named_tensors=[serialized(weights), serialized(weights)])
+    assert response.status_code == 200, response.text
+    assert session(server, "end").status_code == 200
+    assert server.generate(prompt, question, temperature=0.0)["output_ids"] != before["output_ids"]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +19,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, str], str]] = [
     ("plugin hidden", {}, {"SGLANG_PLUGINS": "trb_cpu"}, "'trb'"),
     ("processor", {"enable_custom_logit_processor": True}, {}, "enable_custom_logit_processor"),
     ("original logprobs", {}, {"SGLANG_RETURN_ORIGINAL_LOGPROB": "1"}, "SGLANG_RETURN_ORIGINAL_LOGPROB"),
+    ("revision", {"revision": "step-100"}, {}, "revision is 'step-100'; a blending server needs 'main'"),
     ("tokenizers", {"tokenizer_worker_num": 2}, {}, "tokenizer_worker_num is 2"),
 ]
 
@@ -40,6 +44,16 @@ def test_no_teacher_is_named() -> None:
 def test_different_vocabularies_are_named(variant: str, message: str) -> None:
     pair = build_pair(variant)
     with pytest.raises(ServerDied, match=f"PairMismatch.*({message})"), serve(pair.student, pair.teacher):
+        pass
+
+
+def test_a_teacher_that_would_be_taken_for_a_draft_head_is_named(tmp_path: Path) -> None:
+    pair = build_pair("plain")
+    teacher = shutil.copytree(pair.teacher, tmp_path / "teacher")
+    config = json.loads((teacher / "config.json").read_text())
+    (teacher / "config.json").write_text(json.dumps(config | {"architectures": ["Qwen3MoeForCausalLM"]}))
+    message = "PairMismatch: the teacher is a Qwen3MoeForCausalLM, which SGLang takes for its Qwen3MoeForCausalLMMTP"
+    with pytest.raises(ServerDied, match=message), serve(pair.student, teacher):
         pass
 
 

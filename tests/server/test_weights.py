@@ -13,13 +13,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from sglang.srt.utils import MultiprocessingSerializer
 
 from tests.pairs import TOKENIZER_SIZE, Pair, build_pair
 from tests.server.checks import check_against_oracle, mixed_requests, prompts, run_concurrently
 from tests.server.harness import ADMIN_KEY, Server, serve
 from tests.server.oracle import Oracle
-from tests.server.trainer_side import Group
+from tests.server.trainer_side import Group, push_tensors, serialized, session
 
 
 @pytest.fixture(scope="module")
@@ -62,21 +61,6 @@ def checksums(server: Server, selector: str) -> dict[str, str]:
     assert response.status_code == 200, response.text
     (rank,) = response.json()["ranks"]
     return rank["checksums"]
-
-
-def serialized(weights: dict[str, torch.Tensor]) -> str:
-    # The default strategy passes file descriptors, which only a child process may fetch.
-    torch.multiprocessing.set_sharing_strategy("file_system")
-    return base64.b64encode(MultiprocessingSerializer.serialize(list(weights.items()))).decode()
-
-
-def push_tensors(server: Server, weights: dict[str, torch.Tensor], **more: Any):
-    body = {"serialized_named_tensors": [serialized(weights)], "flush_cache": False, **more}
-    return server.post("/update_weights_from_tensor", body, admin=True)
-
-
-def session(server: Server, name: str):
-    return server.post(f"/{name}_weight_update", {}, admin=True)
 
 
 def agrees_with(server: Server, student: Path, teacher: Path) -> dict[str, Any]:
@@ -154,12 +138,30 @@ def test_wrong_tensors_change_nothing(server: Server, pair: Pair) -> None:
         response = push_tensors(server, tensors, weight_version="never")
         assert (response.status_code, "nothing was changed" in response.text) == (400, True), response.text
     garbage = {"serialized_named_tensors": [base64.b64encode(b"not a pickle").decode()]}
-    assert server.post("/update_weights_from_tensor", garbage, admin=True).status_code == 400
+    good = {"serialized_named_tensors": [serialized({name: weights[name]})]}
+    for body in (garbage, good | {"selector": "draft"}, good | {"load_format": "other"}, twice(good)):
+        response = server.post("/update_weights_from_tensor", body, admin=True)
+        assert (response.status_code, "nothing was changed" in response.text) == (400, True), response.text
+    described = {"names": [name], "dtypes": ["float32"], "shapes": [[2, 2]], "group_name": "nobody"}
+    for change in ({"names": [name, name]}, {"selector": "draft"}, {"dtypes": ["float33"]}, {}):
+        response = server.post("/update_weights_from_distributed", described | change, admin=True)
+        assert (response.status_code, "nothing was changed" in response.text) == (400, True), response.text
     assert session(server, "end").status_code == 200
     assert checksums(server, "target") == before
 
 
-@pytest.mark.parametrize("damage", ["missing", "truncated", "other_model", "shape", "no_weights"])
+def twice(body: dict[str, Any]) -> dict[str, Any]:
+    return {key: value * 2 for key, value in body.items()}
+
+
+def test_probes_find_the_server_alive_while_it_is_updated(server: Server) -> None:
+    assert session(server, "begin").status_code == 200
+    started = time.monotonic()
+    assert server.get("/health_generate").status_code == 200 and time.monotonic() - started < 5
+    assert session(server, "end").status_code == 200
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "other_model", "shape", "no_weights", "header", "format"])
 def test_unusable_checkpoint_leaves_the_old_weights(server: Server, pair: Pair, tmp_path: Path, damage: str) -> None:
     folder = tmp_path / "checkpoint"
     if damage != "missing":
@@ -169,13 +171,15 @@ def test_unusable_checkpoint_leaves_the_old_weights(server: Server, pair: Pair, 
         file.write_bytes(file.read_bytes()[:-1000])
     elif damage == "no_weights":
         file.unlink()
+    elif damage == "header":
+        file.write_bytes((4).to_bytes(8, "little") + b"[1] ")
     elif damage in ("other_model", "shape"):
         weights = load_file(file)
         name = sorted(weights)[0]
         weights[name if damage == "shape" else "extra.weight"] = torch.zeros(5, 5)
         save_file(weights, file)
     before = checksums(server, "target")
-    response = update_from_disk(server, folder, "broken")
+    response = update_from_disk(server, folder, "broken", **({"load_format": "dummy"} if damage == "format" else {}))
     assert (response.status_code, "nothing was changed" in response.text) == (400, True), response.text
     assert checksums(server, "target") == before
     assert server.generate("x", {"trb_epsilon": 0.1}, max_new_tokens=2)["meta_info"]["weight_version"] == "original"

@@ -1,14 +1,31 @@
-"""What a trainer does to push weights over a process group."""
+"""What a trainer does to push weights, as tensors or over a process group."""
 
 from __future__ import annotations
 
+import base64
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import torch
-from sglang.srt.utils import init_custom_process_group
+from sglang.srt.utils import MultiprocessingSerializer, init_custom_process_group
 
 from tests.server.harness import Server, free_port
+
+
+def serialized(weights: dict[str, torch.Tensor]) -> str:
+    # The default strategy passes file descriptors, which only a child process may fetch.
+    torch.multiprocessing.set_sharing_strategy("file_system")
+    return base64.b64encode(MultiprocessingSerializer.serialize(list(weights.items()))).decode()
+
+
+def push_tensors(server: Server, weights: dict[str, torch.Tensor], **more: Any):
+    body = {"serialized_named_tensors": [serialized(weights)], "flush_cache": False, **more}
+    return server.post("/update_weights_from_tensor", body, admin=True)
+
+
+def session(server: Server, name: str):
+    return server.post(f"/{name}_weight_update", {}, admin=True)
 
 
 class Group:

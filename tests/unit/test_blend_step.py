@@ -427,3 +427,17 @@ def test_no_host_synchronisation_and_no_data_dependent_shape(alignment, extras):
 def test_meta_tensors_show_what_they_are_used_for(look):
     with pytest.raises((RuntimeError, NotImplementedError)):
         look(torch.empty(1, device="meta"))
+
+
+def test_at_budget_zero_the_solver_is_not_missed():
+    """The flag spares a batch without budgets the search; the rows come out the same, to the last bit."""
+    rows = [Row(epsilon=0.0, seed=i, top_p=0.9 if i % 2 else 1.0) for i in range(8)]
+    student_BV, teacher_BV = llm_like(len(rows), 100, seed=9)
+    with_search, without = (
+        blend_step(student_BV, teacher_BV, controls(rows, any_trust_region=flag), TWO_STOPS, need_log_mu=True)
+        for flag in (True, False)
+    )
+    assert with_search.beta_B.eq(0).all() and with_search.kl_B.eq(0).all()
+    for field in dataclasses.fields(with_search):
+        value = getattr(with_search, field.name)
+        assert value is None or torch.equal(value, getattr(without, field.name)), field.name
