@@ -29,7 +29,7 @@ def served(request: pytest.FixtureRequest) -> Iterator[Served]:
     """A pair that differs in its stop id only."""
     tokenizer = VARIANTS[request.param]()
     pair = build_pair(request.param)
-    with serve(pair.student, pair.teacher) as server:
+    with serve(pair.student, pair.teacher, grammar_backend="xgrammar") as server:
         yield Served(server, pair, tokenizer.token_to_id(ENDOFTEXT), tokenizer.token_to_id(IM_END))
 
 
@@ -40,6 +40,15 @@ def test_info_names_the_stop_event(served: Served) -> None:
         "canonical": served.student_stop,
         "masked": [served.teacher_stop],
     }
+
+
+def test_a_grammar_leaves_the_teacher_its_stop(served: Served) -> None:
+    """It knows the student's stop id only; without its own the teacher would have nothing left to draw."""
+    for blend in ({"trb_rule": "teacher"}, {"trb_epsilon": 0.05}):
+        answer = served.server.generate("hello", blend, regex="(yes|no|hello world)", ignore_eos=False)
+        assert answer["text"] in ("yes", "no", "hello world")
+        assert answer["output_ids"][-1] == served.student_stop
+        assert answer["meta_info"]["trb"]["mean_beta"] == 1.0
 
 
 def test_aligned_models_are_equal_and_stop_with_the_students_id(served: Served) -> None:
