@@ -20,6 +20,10 @@ PROBE_SECONDS = 5.0
 
 FLUSH_SECONDS = 60
 
+IDLE_SECONDS = 2.0
+"""An idle connection is used again within this only. SGLang closes it after 5 s, which is not seen between two steps:
+the event loop stands still while the student trains."""
+
 NOT_NOW = (408, 409, 429, 503)
 
 
@@ -94,9 +98,8 @@ class TrbClient:
 
 def session() -> aiohttp.ClientSession:
     """A session without limits of its own: how many requests are under way is the collector's choice."""
-    return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=None), trust_env=False
-    )
+    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_SECONDS)
+    return aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=None), trust_env=False)
 
 
 def _abridged(raw: bytes, limit: int = 500) -> str:
