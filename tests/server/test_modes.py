@@ -6,9 +6,11 @@ import base64
 import dataclasses
 from typing import Any
 
+import psutil
 import pytest
 from safetensors.torch import load_file
 
+from sglang_trb.memory import model_memory
 from tests.pairs import POISON_STUDENT_ID, TOKENIZER_SIZE, Pair, build_pair
 from tests.server.checks import check_against_oracle, mixed_requests, prompts, run_concurrently
 from tests.server.harness import ADMIN_KEY, Server, serve
@@ -30,7 +32,7 @@ class Mode:
 
 
 MODES = [
-    Mode("synchronous", {"disable_overlap_schedule": True}),
+    Mode("synchronous", {"disable_overlap_schedule": True, "max_total_tokens": None, "mem_fraction_static": 0.02}),
     Mode("chunked", {"chunked_prefill_size": 32, "enable_mixed_chunk": True}, length=90, variant="poison"),
     Mode("paged", {"page_size": 4}, length=30, variant="padded", module="tests.server.launched_by_child"),
     Mode("retracting", {"max_total_tokens": 320, "schedule_conservativeness": 0.01}, length=16, new_tokens=40),
@@ -57,6 +59,8 @@ def test_answers_agree_with_transformers(mode: Mode, oracles: dict[str, Oracle])
     options = {"admin_api_key": ADMIN_KEY, **mode.options}
     with serve(pair.student, pair.teacher, mode.environment, mode.module, **options) as server:
         oracle = oracle_of(oracles, mode.variant, pair, server)
+        if mode.name == "synchronous":
+            check_both_models_are_in_the_memory_plan(server, pair, mode.options["mem_fraction_static"])
         requests = mixed_requests(mode.length, mode.new_tokens)
         for _ in range(2):  # the second round finds its prompts in the radix cache
             answers = run_concurrently(server, requests)
@@ -69,6 +73,21 @@ def test_answers_agree_with_transformers(mode: Mode, oracles: dict[str, Oracle])
             check_an_update_reaches_all_ranks_or_none(server, pair)
         if mode.name == "chunked":
             check_failed_prompt_leaves_no_prefix(server)
+
+
+def check_both_models_are_in_the_memory_plan(server: Server, pair: Pair, fraction: float) -> None:
+    """`trb doctor` expects what was allocated, and both pools together fit; sized for the student they are 2.5 times it.
+
+    The bounds are wide because what is free is measured, and whatever else runs changes it.
+    """
+    memory = server.get("/trb/info").json()["memory"]
+    for role, path in (("student", pair.student), ("teacher", pair.teacher)):
+        expected = model_memory(path, dtype="float32")
+        assert memory[f"{role}_weight_bytes"] == expected.weight_bytes
+        assert memory[f"{role}_kv_bytes_per_token"] == expected.kv_bytes_per_token
+    weights = memory["student_weight_bytes"] + memory["teacher_weight_bytes"]
+    pool = memory["max_total_tokens"] * (memory["student_kv_bytes_per_token"] + memory["teacher_kv_bytes_per_token"])
+    assert 0.3 < (weights + pool) / (fraction * psutil.virtual_memory().available) < 1.3
 
 
 def check_failed_prompt_leaves_no_prefix(server: Server) -> None:
