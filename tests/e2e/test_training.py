@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
 
@@ -233,12 +234,42 @@ def test_two_processes_train_as_one(config, unbroken, launcher):
         arguments += ["server.urls=[]", f"server.launch={ROOT / 'server_configs' / 'cpu-tiny.yaml'}"]
     done = end_of([sys.executable, *launch, "sglang_trb.cli.main", *arguments])
     assert done.returncode == 0, done.stderr
+    check_trained_as(config, unbroken)
+
+
+@pytest.mark.slow
+def test_two_nodes_train_as_one(config, unbroken):
+    """An agent of torchrun for each node."""
+    port = free_port()
+    agent = ["torch.distributed.run", "--nnodes", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}"]
+    run = ["sglang_trb.cli.main", "train", "--config", str(config), "optimisation.zero_stage=2", "evaluation.every=0"]
+    command = [sys.executable, "-m", *agent, "--nproc-per-node", "1", "-m", *run]
+    with ThreadPoolExecutor(2) as pool:
+        for done in pool.map(end_of, [command, command]):
+            assert done.returncode == 0, done.stderr
+    check_trained_as(config, unbroken)
+
+
+def check_trained_as(config: Path, unbroken: Path) -> None:
     check_each_prompt_once(config.parent / "runs" / "tiny")
     two, one = (read_rows(of.parent / "runs" / "tiny" / METRICS_FILE) for of in (config, unbroken))
     one = one[1:]  # without the evaluation at the start
     for name in ("train/loss", "train/grad_norm", "rollout/reverse_kl"):
         assert two[0][name] == pytest.approx(one[0][name], rel=1e-4), name
     assert [row["step"] for row in two] == [row["step"] for row in one]
+
+
+def test_engines_that_disagree_are_said_then_stop_the_run(config):
+    """float32 on both sides still differs in its last bits."""
+    tight = ["steps=2", "evaluation.every=0", "optimisation.max_drift_warn=1e-12"]
+    warned = train(config, "steps=1", *tight[1:])
+    assert warned.returncode == 0 and "trainer and server differ by" in warned.stdout, warned.stderr + warned.stdout
+    stopped = train(config, *tight, "optimisation.max_drift_stop=1e-12")
+    assert stopped.returncode == 1 and "allowed: optimisation.max_drift_stop = 1e-12" in stopped.stderr, stopped.stderr
+    assert "Traceback" not in stopped.stderr
+    assert [row["step"] for row in read_rows(config.parent / "runs" / "tiny" / METRICS_FILE)] == [1]
+    assert train(config, *tight).returncode == 0
+    check_each_prompt_once(config.parent / "runs" / "tiny", 2)
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ def test_answers_agree_with_transformers(mode: Mode, oracles: dict[str, Oracle])
 
 
 def check_both_models_are_in_the_memory_plan(server: Server, pair: Pair, fraction: float) -> None:
-    """`trb doctor` expects what was allocated, and both pools together fit; sized for the student they are 2.5 times it.
+    """`trb doctor` expects what was allocated, and both pools fit; sized for the student alone they are 2.5 times it.
 
     The bounds are wide because what is free is measured, and whatever else runs changes it.
     """

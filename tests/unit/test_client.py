@@ -63,4 +63,4 @@ def test_a_connection_that_the_server_closed_between_two_steps_is_not_used(serve
 def test_idle_connections_are_dropped_before_sglang_closes_them():
     from sglang.srt.environ import envs
 
-    assert client.IDLE_SECONDS <= envs.SGLANG_TIMEOUT_KEEP_ALIVE.get() / 2
+    assert envs.SGLANG_TIMEOUT_KEEP_ALIVE.get() / 2 >= client.IDLE_SECONDS
