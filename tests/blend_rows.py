@@ -6,6 +6,7 @@ Legend: _B rows, _V vocabulary.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,29 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 ONE_STOP = StopAlignment((0,), (0,), 0)
 """The alignment that changes nothing."""
 
+TWO_STOPS = StopAlignment((3, 4), (5, 3), 4)
+FILTERS = [
+    {"top_k": 5},
+    {"top_k": 1},
+    {"top_p": 0.7},
+    {"min_p": 0.1},
+    {"top_k": 7, "top_p": 0.8},
+    {"top_k": 7, "min_p": 0.05},
+    {"top_p": 0.9, "min_p": 0.05},
+    {"top_k": 9, "top_p": 0.9, "min_p": 0.02},
+]
+RULES = [
+    {"rule": Rule.TRUST_REGION, "epsilon": 0.02},
+    {"rule": Rule.TRUST_REGION, "epsilon": INF},
+    {"rule": Rule.STUDENT},
+    {"rule": Rule.TEACHER},
+    {"rule": Rule.SKD, "skd_top_k": 3, "skd_temperature": 0.6},
+]
+
 FLOAT32_ULP = 2.0**-23
+
+LOG_TOLERANCE = 2 * FLOAT32_ULP
+"""A float64 result rounded to float32, relative."""
 
 FALSE_FAILURE = 1e-6
 """Probability that a correct implementation fails one test of sampled frequencies (the seeds are fixed)."""
@@ -56,6 +79,16 @@ class Row:
     greedy: bool = False
     seed: int = 0
     position: int = 0
+
+
+def mixed_rows(**every):
+    """One row of each rule with each filter, none and greedy."""
+    greedy = [{"greedy": True}, {"greedy": True, "top_k": 1}, {"greedy": True, "top_k": 1, "top_p": 0.7, "min_p": 0.05}]
+    options = [{}, *greedy, *FILTERS]
+    return [
+        Row(**rule, **option, **every, seed=i, position=7 * i)
+        for i, (rule, option) in enumerate(itertools.product(RULES, options))
+    ]
 
 
 def controls(rows: list[Row], **flags: Any) -> RowControls:

@@ -1,66 +1,34 @@
-"""`blend_step`: every rule, filter and option of a batch against the reference; what a row may not do to another."""
+"""`blend_step` against the reference: every rule, filter and option of a batch."""
 
 import dataclasses
-import itertools
 
 import numpy as np
 import pytest
 import torch
-from scipy import stats
 
 from sglang_trb.blend import StopAlignment, blend_step, reference
 from sglang_trb.blend.distribution import Distribution
 from sglang_trb.blend.filters import in_top_k
-from sglang_trb.blend.types import EMPTY_SUPPORT, OK, STUDENT_NOT_FINITE, SUPPORT_SIZE, TEACHER_NOT_FINITE
+from sglang_trb.blend.types import OK, SUPPORT_SIZE
 from sglang_trb.params import Rule
 from tests.blend_rows import (
     DTYPES,
-    FALSE_FAILURE,
-    FLOAT32_ULP,
+    FILTERS,
     INF,
+    LOG_TOLERANCE,
     ONE_STOP,
+    TWO_STOPS,
     Row,
     controls,
     expected,
     forbid_some,
     llm_like,
+    mixed_rows,
 )
 
 NAN = float("nan")
 KL_TOLERANCE = 1e-4
 """METHODS: KL <= epsilon (1 + 1e-4); the search ends within half of that below the budget."""
-
-LOG_TOLERANCE = 2 * FLOAT32_ULP
-"""A float64 result rounded to float32, relative."""
-
-TWO_STOPS = StopAlignment((3, 4), (5, 3), 4)
-FILTERS = [
-    {"top_k": 5},
-    {"top_k": 1},
-    {"top_p": 0.7},
-    {"min_p": 0.1},
-    {"top_k": 7, "top_p": 0.8},
-    {"top_k": 7, "min_p": 0.05},
-    {"top_p": 0.9, "min_p": 0.05},
-    {"top_k": 9, "top_p": 0.9, "min_p": 0.02},
-]
-RULES = [
-    {"rule": Rule.TRUST_REGION, "epsilon": 0.02},
-    {"rule": Rule.TRUST_REGION, "epsilon": INF},
-    {"rule": Rule.STUDENT},
-    {"rule": Rule.TEACHER},
-    {"rule": Rule.SKD, "skd_top_k": 3, "skd_temperature": 0.6},
-]
-
-
-def mixed_rows(**every):
-    """One row of each rule with each filter, none and greedy."""
-    greedy = [{"greedy": True}, {"greedy": True, "top_k": 1}, {"greedy": True, "top_k": 1, "top_p": 0.7, "min_p": 0.05}]
-    options = [{}, *greedy, *FILTERS]
-    return [
-        Row(**rule, **option, **every, seed=i, position=7 * i)
-        for i, (rule, option) in enumerate(itertools.product(RULES, options))
-    ]
 
 
 def check_law(row, want, log_mu, output, i):
@@ -106,9 +74,6 @@ def check(student_BV, teacher_BV, rows, alignment=ONE_STOP, adjusted_BV=None, ma
         want = expected(student_BV[i], teacher_BV[i], row, alignment, adjusted_V, mask_V)
         check_law(row, want, output.log_mu_BV[i].double().numpy(), output, i)
     return output
-
-
-# --- against the reference
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -202,178 +167,6 @@ def test_padding_beyond_the_tokenizer_is_forbidden():
     assert torch.equal(output.token_ids_B, narrow.token_ids_B) and output.error_B.eq(OK).all()
 
 
-# --- rows that cannot be drawn
-
-
-def test_errors_are_told_apart():
-    student_BV, teacher_BV = llm_like(8, 50, seed=11)
-    student_BV[0, 3], student_BV[1, 3], student_BV[2] = NAN, INF, -INF
-    teacher_BV[3, 3], teacher_BV[4] = NAN, -INF
-    adjusted_BV = student_BV.clone()
-    adjusted_BV[5, 0] = NAN
-    mask_BV = torch.zeros(8, 50, dtype=torch.bool)
-    mask_BV[6] = True
-    output = blend_step(
-        student_BV,
-        teacher_BV,
-        controls([Row(epsilon=0.1)] * 8),
-        TWO_STOPS,
-        adjusted_student_logits_BV=adjusted_BV,
-        mask_BV=mask_BV,
-    )
-    assert output.error_B.tolist() == [
-        *[STUDENT_NOT_FINITE] * 3,
-        *[TEACHER_NOT_FINITE] * 2,
-        STUDENT_NOT_FINITE,
-        EMPTY_SUPPORT,
-        OK,
-    ]
-    assert output.token_ids_B.ge(0).all() and output.token_ids_B.lt(50).all()
-
-
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: str(rule["rule"]))
-def test_a_teacher_without_support(rule):
-    """A row error where the rule draws from the teacher; elsewhere the student (METHODS, "Defined cases")."""
-    student_BV, teacher_BV = llm_like(1, 50, seed=12)
-    mask_BV = torch.ones(1, 50, dtype=torch.bool)
-    mask_BV[:, 10:20] = False
-    teacher_BV[:, 10:20] = -INF
-    output = blend_step(student_BV, teacher_BV, controls([Row(**rule)]), ONE_STOP, mask_BV=mask_BV)
-    needs_teacher = rule["rule"] in (Rule.TEACHER, Rule.SKD)
-    assert output.error_B.item() == (EMPTY_SUPPORT if needs_teacher else OK)
-    if not needs_teacher:
-        assert 10 <= output.token_ids_B.item() < 20 and output.beta_B.item() == 0.0
-
-
-def same_rows(left, right, rows, names=None):
-    for field in dataclasses.fields(left):
-        if names is None or field.name in names:
-            a, b = getattr(left, field.name), getattr(right, field.name)
-            if isinstance(a, torch.Tensor):
-                assert torch.equal(a[rows], b[rows]), field.name
-
-
-def test_a_bad_row_changes_no_other_bit():
-    rows = mixed_rows()
-    student_BV, teacher_BV = llm_like(len(rows), 151, seed=13)
-    clean = blend_step(student_BV, teacher_BV, controls(rows), TWO_STOPS, need_log_mu=True)
-    bad = [0, 17, 18, len(rows) - 1]
-    student_BV[bad[0], 5], student_BV[bad[1]] = NAN, -INF
-    teacher_BV[bad[2], 0], teacher_BV[bad[3], 1] = INF, NAN
-    dirty = blend_step(student_BV, teacher_BV, controls(rows), TWO_STOPS, need_log_mu=True)
-    assert dirty.error_B.ne(OK).nonzero().flatten().tolist() == bad
-    same_rows(clean, dirty, [i for i in range(len(rows)) if i not in bad])
-
-
-@pytest.mark.parametrize("other", [{"epsilon": 0.5}, {"rule": Rule.TEACHER}, {"rule": Rule.SKD}], ids=str)
-def test_an_unblended_row_is_the_same_whatever_the_others_do(other):
-    student_BV, teacher_BV = llm_like(8, 151, seed=14)
-    quiet = [Row(rule=Rule.STUDENT, seed=i) if i % 2 else Row(epsilon=0.0, seed=i) for i in range(8)]
-    busy = [dataclasses.replace(row, **other) if i in (0, 3, 6) else row for i, row in enumerate(quiet)]
-    alone = blend_step(student_BV, teacher_BV, controls(quiet), TWO_STOPS, need_log_mu=True)
-    mixed = blend_step(student_BV, teacher_BV, controls(busy), TWO_STOPS, need_log_mu=True)
-    same_rows(alone, mixed, [1, 2, 4, 5, 7])
-    assert not torch.equal(alone.log_mu_BV[0], mixed.log_mu_BV[0])
-    off = {"any_trust_region": False, "any_skd": False, "any_teacher": False, "any_filter": False}
-    without = blend_step(
-        student_BV, teacher_BV, controls(quiet, any_temperature=False, **off), TWO_STOPS, need_log_mu=True
-    )
-    same_rows(alone, without, slice(None))
-
-
-def test_host_flags_change_no_bit():
-    student_BV, teacher_BV = llm_like(6, 151, seed=15)
-    rows = [Row(epsilon=0.05, seed=i) for i in range(6)]
-    everything = blend_step(student_BV, teacher_BV, controls(rows), TWO_STOPS, need_log_mu=True)
-    flags = dict.fromkeys(("any_skd", "any_teacher", "any_filter", "any_temperature"), False)
-    needed = blend_step(student_BV, teacher_BV, controls(rows, **flags), TWO_STOPS, need_log_mu=True)
-    same_rows(everything, needed, slice(None))
-
-
-def test_neither_order_nor_batch_decides_what_is_drawn():
-    rows = mixed_rows()
-    student_BV, teacher_BV = llm_like(len(rows), 151, seed=16)
-    output = blend_step(student_BV, teacher_BV, controls(rows), TWO_STOPS)
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
-    permuted = blend_step(student_BV[order], teacher_BV[order], controls([rows[i] for i in order]), TWO_STOPS)
-    assert torch.equal(output.token_ids_B[order], permuted.token_ids_B)
-    torch.testing.assert_close(output.beta_B[order], permuted.beta_B, rtol=LOG_TOLERANCE, atol=0)
-    torch.testing.assert_close(output.kl_B[order], permuted.kl_B, rtol=LOG_TOLERANCE, atol=1e-9)
-    alone = [blend_step(student_BV[i : i + 1], teacher_BV[i : i + 1], controls([rows[i]]), TWO_STOPS) for i in order]
-    assert torch.equal(permuted.token_ids_B, torch.cat([one.token_ids_B for one in alone]))
-
-
-def test_the_arguments_are_left_alone():
-    for dtype in DTYPES:
-        student_BV, teacher_BV = (x.to(dtype) for x in llm_like(3, 50, seed=17))
-        student_BV[1, 2] = NAN
-        mask_BV = torch.zeros(3, 50, dtype=torch.bool)
-        adjusted_BV, given = student_BV.clone(), (student_BV, teacher_BV)
-        before = student_BV.clone(), teacher_BV.clone()
-        options = {"adjusted_student_logits_BV": adjusted_BV, "mask_BV": mask_BV}
-        blend_step(*given, controls(mixed_rows()[:3]), TWO_STOPS, **options)
-        torch.testing.assert_close(given, before, rtol=0, atol=0, equal_nan=True)
-        torch.testing.assert_close(adjusted_BV, before[0], rtol=0, atol=0, equal_nan=True)
-
-
-# --- frequencies
-
-DRAWS = 4000
-
-
-def repeated(row, student_V, teacher_V, **options):
-    rows = controls([dataclasses.replace(row, seed=i, position=i % 7) for i in range(DRAWS)])
-    return blend_step(student_V.expand(DRAWS, -1), teacher_V.expand(DRAWS, -1), rows, TWO_STOPS, **options)
-
-
-FREQUENCY_ROWS = [
-    Row(epsilon=0.02),
-    Row(epsilon=0.3, top_k=9, temperature=1.3),
-    Row(epsilon=0.0),
-    Row(rule=Rule.STUDENT, top_p=0.8),
-    Row(rule=Rule.TEACHER, min_p=0.02),
-    Row(rule=Rule.SKD, skd_top_k=4, skd_temperature=0.6),
-    Row(rule=Rule.SKD, skd_top_k=2, skd_temperature=1.0, top_k=12),
-]
-
-
-@pytest.mark.parametrize("row", FREQUENCY_ROWS, ids=lambda row: f"{row.rule}-{row.epsilon}-{row.top_k}")
-def test_frequencies_follow_the_exact_law(row):
-    """χ² over DRAWS draws; a correct implementation fails with probability FALSE_FAILURE."""
-    student_BV, teacher_BV = llm_like(1, 30, seed=18)
-    mask_V = torch.zeros(30, dtype=torch.bool)
-    mask_V[student_BV[0].argmax()] = True
-    output = repeated(row, student_BV, teacher_BV, mask_BV=mask_V.expand(DRAWS, -1))
-    law = np.exp(expected(student_BV[0], teacher_BV[0], row, TWO_STOPS, None, mask_V).law)
-    counts = output.token_ids_B.bincount(minlength=30).numpy()
-    assert counts[law == 0.0].sum() == 0 and law[mask_V].sum() == 0.0
-    common = law * DRAWS >= 5
-    rest = np.append(common, True)  # tokens expected fewer than five times make one cell
-    observed = np.append(counts * common, counts[~common].sum())[rest]
-    wanted = np.append(law * common, law[~common].sum())[rest] * DRAWS
-    if wanted[-1] < 1e-9:
-        observed, wanted = observed[:-1], wanted[:-1]
-    assert stats.chisquare(observed, wanted * observed.sum() / wanted.sum()).pvalue > FALSE_FAILURE
-
-
-def test_skd_marks_exactly_the_replacements():
-    student_BV, teacher_BV = llm_like(1, 30, seed=19)
-    row = Row(rule=Rule.SKD, skd_top_k=3, skd_temperature=0.6)
-    output = repeated(row, student_BV, teacher_BV)
-    want = expected(student_BV[0], teacher_BV[0], row, TWO_STOPS)
-    drawn_by_student_B = repeated(Row(rule=Rule.STUDENT), student_BV, teacher_BV).token_ids_B
-    top_k = torch.from_numpy(np.argsort(-want.q, kind="stable")[:3].copy())
-    replaced_B = ~torch.isin(drawn_by_student_B, top_k)
-    assert torch.equal(output.beta_B, replaced_B.float())
-    assert torch.equal(output.token_ids_B[~replaced_B], drawn_by_student_B[~replaced_B])
-    # The replacements themselves follow the teacher at its temperature.
-    counts = output.token_ids_B[replaced_B].bincount(minlength=30).numpy()
-    law = np.exp(reference.log_softmax(want.q / np.float64(np.float32(0.6)))) * replaced_B.sum().item()
-    common = law >= 5
-    observed, wanted = np.append(counts[common], counts[~common].sum()), np.append(law[common], law[~common].sum())
-    assert stats.chisquare(observed, wanted).pvalue > FALSE_FAILURE
-
-
 def test_ties_of_the_teachers_top_k_go_to_the_lowest_id():
     q = Distribution.from_logits(torch.tensor([[1.0, 2.0, 2.0, 2.0, 0.0]] * 4, dtype=torch.float64))
     kept_BV = in_top_k(q, torch.tensor([1, 2, 3, 9]))
@@ -402,42 +195,3 @@ def test_greedy_rows_keep_to_top_p():
     teacher_BV = torch.tensor([[-3.0, 0.0, 3.0]] * 2)
     rows = [Row(epsilon=5.0, greedy=True, top_k=1, top_p=p) for p in (0.9, 1.0)]
     assert blend_step(student_BV, teacher_BV, controls(rows), ONE_STOP).token_ids_B.tolist() == [1, 2]
-
-
-# --- CUDA graphs, as far as they can be proved without a GPU
-
-
-@pytest.mark.parametrize("alignment", [ONE_STOP, TWO_STOPS], ids=["one stop", "two stops"])
-@pytest.mark.parametrize("extras", [False, True], ids=["plain", "everything"])
-def test_no_host_synchronisation_and_no_data_dependent_shape(alignment, extras):
-    """On meta tensors, which have no values, any look at a value raises, and so does a shape that depends on one."""
-    student_BV, teacher_BV, adjusted_BV = (torch.empty(4, 50, dtype=torch.bfloat16, device="meta") for _ in range(3))
-    rows = controls([Row()] * 4, need_support=extras, need_teacher_support=extras)
-    tensors = {name: value.to("meta") for name, value in vars(rows).items() if isinstance(value, torch.Tensor)}
-    options = {}
-    if extras:
-        mask_BV = torch.empty(4, 50, dtype=torch.bool, device="meta")
-        options = {"adjusted_student_logits_BV": adjusted_BV, "mask_BV": mask_BV, "need_log_mu": True}
-    output = blend_step(student_BV, teacher_BV, dataclasses.replace(rows, **tensors), alignment, **options)
-    assert {x.device.type for x in vars(output).values() if isinstance(x, torch.Tensor)} == {"meta"}
-    assert output.token_ids_B.shape == (4,)
-
-
-@pytest.mark.parametrize("look", [bool, torch.Tensor.item, torch.nonzero, lambda x: x[x > 0]])
-def test_meta_tensors_show_what_they_are_used_for(look):
-    with pytest.raises((RuntimeError, NotImplementedError)):
-        look(torch.empty(1, device="meta"))
-
-
-def test_at_budget_zero_the_solver_is_not_missed():
-    """The flag spares a batch without budgets the search; the rows come out the same, to the last bit."""
-    rows = [Row(epsilon=0.0, seed=i, top_p=0.9 if i % 2 else 1.0) for i in range(8)]
-    student_BV, teacher_BV = llm_like(len(rows), 100, seed=9)
-    with_search, without = (
-        blend_step(student_BV, teacher_BV, controls(rows, any_trust_region=flag), TWO_STOPS, need_log_mu=True)
-        for flag in (True, False)
-    )
-    assert with_search.beta_B.eq(0).all() and with_search.kl_B.eq(0).all()
-    for field in dataclasses.fields(with_search):
-        value = getattr(with_search, field.name)
-        assert value is None or torch.equal(value, getattr(without, field.name)), field.name

@@ -165,5 +165,5 @@ def test_a_long_rollout_keeps_its_highest_kl_in_the_spark():
 
 
 def test_an_empty_page_and_an_empty_completion():
-    read(page([]))
-    read(page([completion(pieces=[])]))
+    assert read(page([])).tokens == []
+    assert read(page([completion(pieces=[])])).tokens == []

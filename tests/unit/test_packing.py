@@ -51,7 +51,9 @@ def test_non_finite_values_survive():
 
 
 def test_result_is_writable():
-    unpack(pack(np.zeros(3, np.float32)))[0] = 1
+    array = unpack(pack(np.zeros(3, np.float32)))
+    array[0] = 1
+    assert array.tolist() == [1, 0, 0]
 
 
 @pytest.mark.parametrize("dtype", ["float64", "int64", "bool", "object", "complex64", "uint32", "U3"])
