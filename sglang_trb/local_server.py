@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -24,6 +25,9 @@ STOP_SECONDS = 30
 HURRIED_STOP_SECONDS = 2
 """After an error or Ctrl-C nobody waits for the requests that are still running."""
 LOG_TAIL = 15
+
+SERVER_PORTS = range(20_000, 30_000)
+"""Linux takes the ends of outgoing connections from 32,768 on, others from 49,152."""
 
 PARENT_VARIABLE = "TRB_PARENT_PID"
 """Environment variable of `trb serve`: end when the process with this id, the parent, is gone."""
@@ -177,10 +181,17 @@ def _without_launcher(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def free_port() -> int:
-    """A TCP port on 127.0.0.1 that nothing listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A TCP port that nothing on this machine uses now, and that the kernel gives to no outgoing connection.
+
+    One that it does give would be lost while its server starts: even a look whether the server is up can be given that
+    very port as its own end, and then talks to itself.
+    """
+    for _ in range(1000):
+        port = secrets.choice(SERVER_PORTS)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("", port))
+            return port
+    raise ServerDidNotStart(f"a port: got none; allowed: a free one from {SERVER_PORTS[0]} to {SERVER_PORTS[-1]}")
 
 
 def _healthy(address: str) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -15,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import requests
+
+from sglang_trb.local_server import free_port
 
 START_SECONDS = 180
 ADMIN_KEY = "test-admin-key"
@@ -139,9 +140,3 @@ def _wait_until_healthy(server: Server) -> None:
                 return
         time.sleep(0.3)
     raise ServerDied(f"no answer within {START_SECONDS} s\n" + server.log_tail(60))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
