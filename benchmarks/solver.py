@@ -143,9 +143,9 @@ def step_controls(epsilon_B: torch.Tensor) -> RowControls:
     ones_B = torch.ones_like(epsilon_B)
     return RowControls(
         rule_B=torch.full_like(epsilon_B, RULE_CODES[Rule.TRUST_REGION], dtype=torch.int8),
-        epsilon_B=epsilon_B,
+        epsilon_B=epsilon_B.double(),
         skd_top_k_B=ones_B.int(),
-        skd_temperature_B=ones_B,
+        skd_temperature_B=ones_B.double(),
         temperature_B=ones_B,
         top_p_B=ones_B,
         top_k_B=torch.full_like(epsilon_B, TOP_K_OFF, dtype=torch.int32),
@@ -153,6 +153,7 @@ def step_controls(epsilon_B: torch.Tensor) -> RowControls:
         greedy_B=torch.zeros_like(epsilon_B, dtype=torch.bool),
         seed_B=torch.arange(len(epsilon_B), device=epsilon_B.device),
         position_B=torch.zeros_like(epsilon_B, dtype=torch.int64),
+        any_small_budget=False,
         any_skd=False,
         any_teacher=False,
         any_filter=False,

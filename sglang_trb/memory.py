@@ -17,11 +17,14 @@ from typing import Any
 
 from sglang_trb.checkpoint import read_json, text_config
 from sglang_trb.errors import InvalidParameter
+from sglang_trb.footprint import RUNNING_REQUESTS, step_bytes
+from sglang_trb.model_tensors import meta_model
 
 KIB, GIB = 1 << 10, 1 << 30
 H100_BYTES = 81_559 << 20  # the 80 GB card, as nvidia-smi reports it
 CONTEXT_BYTES = GIB  # CUDA context, NCCL and the like, taken before the weights load; an estimate
 
+_MODELS = ("model_path", "speculative_draft_model_path")
 _LABEL = 42  # width of the first column
 _DTYPE_BYTES = {"float32": 4, "float": 4, "bfloat16": 2, "float16": 2, "half": 2}
 _KV_DTYPE_BYTES = {"bfloat16": 2, "bf16": 2, "fp8_e5m2": 1, "fp8_e4m3": 1}
@@ -54,6 +57,7 @@ class MemoryPlan:
         device_bytes: memory of the device.
         mem_fraction: the share of it, less `CONTEXT_BYTES`, for weights and KV pool; None: no limit but the next.
         max_total_tokens: upper limit on the KV pool, in tokens; None: no limit but the one before.
+        step_bytes: what a step of the blend takes at most, of what weights and KV pool leave.
     """
 
     student: ModelMemory
@@ -62,6 +66,7 @@ class MemoryPlan:
     device_bytes: int
     mem_fraction: float | None
     max_total_tokens: int | None = None
+    step_bytes: int = 0
 
     @property
     def weight_bytes(self) -> int:
@@ -92,9 +97,14 @@ class MemoryPlan:
         return self.tokens * self.kv_bytes_per_token
 
     @property
+    def left_bytes(self) -> int:
+        """For graphs, activations, logits and the blend's steps."""
+        return self.available_bytes - self.weight_bytes - self.pool_bytes
+
+    @property
     def fits(self) -> bool:
-        """Whether at least one sequence of full length can be served."""
-        return self.tokens >= self.context_length
+        """Whether at least one sequence of full length can be served, and a full batch of them blended."""
+        return self.tokens >= self.context_length and self.step_bytes <= self.left_bytes
 
     def student_bytes(self, tokens: int) -> int:
         """Eq. 4 for a context of ``tokens`` tokens."""
@@ -127,7 +137,8 @@ class MemoryPlan:
             (f"weights and pool may take {share}{self.available_bytes / GIB:.2f}", self.static_bytes, ""),
             ("  weights", self.weight_bytes, ""),
             ("  KV pool", self.pool_bytes, f" = {sequences}"),
-            ("left (graphs, activations, logits)", self.available_bytes - self.weight_bytes - self.pool_bytes, ""),
+            ("left (graphs, activations, logits)", self.left_bytes, ""),
+            ("  a step of the blend, at most", self.step_bytes, ""),
         ]
         lines = [header, *(_row(label, model, length) for label, model in models)]
         return "\n".join([*lines, *(f"{label:{_LABEL}}{_gib(size)}{note}" for label, size, note in totals)])
@@ -149,16 +160,16 @@ def plan(options: Mapping[str, Any], device_bytes: int) -> MemoryPlan:
     Args:
         options: SGLang's options with underscores. ``model_path``, ``speculative_draft_model_path``,
             ``context_length`` and one of ``mem_fraction_static`` and ``max_total_tokens`` are required; ``dtype``,
-            ``kv_cache_dtype`` and ``tp_size`` are used where given.
+            ``kv_cache_dtype``, ``tp_size``, ``device`` and ``max_running_requests`` are used where given.
         device_bytes: memory of one device.
 
     Raises:
         InvalidParameter: a required option is absent, or one has a value the plan does not know.
     """
-    for name in ("model_path", "speculative_draft_model_path", "context_length"):
+    for name in (*_MODELS, "context_length"):
         if options.get(name) is None:
             raise InvalidParameter(name, None, "a value; the memory plan needs it")
-    for name in ("context_length", "max_total_tokens", "tp_size"):
+    for name in ("context_length", "max_total_tokens", "tp_size", "max_running_requests"):
         if not isinstance(options.get(name, 1), int) or options.get(name, 1) < 1:
             raise InvalidParameter(name, options[name], "an integer >= 1")
     fraction, tokens = options.get("mem_fraction_static"), options.get("max_total_tokens")
@@ -170,10 +181,12 @@ def plan(options: Mapping[str, Any], device_bytes: int) -> MemoryPlan:
         raise InvalidParameter("quantization", options["quantization"], "none: the plan counts unquantised weights")
     precision = {name: options.get(name, "auto") for name in ("dtype", "kv_cache_dtype")}
     student, teacher = (
-        model_memory(options[name], tensor_parallel=options.get("tp_size", 1), **precision)
-        for name in ("model_path", "speculative_draft_model_path")
+        model_memory(options[name], tensor_parallel=options.get("tp_size", 1), **precision) for name in _MODELS
     )
-    return MemoryPlan(student, teacher, options["context_length"], device_bytes, fraction, tokens)
+    vocab = max(text_config(model_config(options[name]))["vocab_size"] for name in _MODELS)
+    requests = options.get("max_running_requests", RUNNING_REQUESTS)
+    step = step_bytes(requests, vocab, options.get("device") or "cuda")
+    return MemoryPlan(student, teacher, options["context_length"], device_bytes, fraction, tokens, step)
 
 
 def model_memory(
@@ -226,15 +239,11 @@ def model_config(model: str | Path) -> dict[str, Any]:
 
 def _parameter_shapes(model: str | Path, config: dict[str, Any]) -> list[tuple[str, int, int]]:
     """Name, dimensions and size of every parameter, from transformers' model built on the meta device."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
     try:
-        with torch.device("meta"):
-            built = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
-    except (KeyError, TypeError, ValueError) as error:
-        raise InvalidParameter("model", str(model), f"an architecture of transformers ({error})") from error
-    return [(name, parameter.dim(), parameter.numel()) for name, parameter in built.named_parameters()]
+        parameters = meta_model(config).named_parameters()
+    except InvalidParameter as error:
+        raise InvalidParameter("model", str(model), f"a model that transformers can build: {error}") from error
+    return [(name, parameter.dim(), parameter.numel()) for name, parameter in parameters]
 
 
 def _ranks(name: str, dims: int, tensor_parallel: int, kv_heads: int) -> int:

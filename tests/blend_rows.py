@@ -99,9 +99,9 @@ def controls(rows: list[Row], **flags: Any) -> RowControls:
 
     return RowControls(
         rule_B=torch.tensor([RULE_CODES[row.rule] for row in rows], dtype=torch.int8),
-        epsilon_B=column("epsilon", torch.float32),
+        epsilon_B=column("epsilon", torch.float64),
         skd_top_k_B=column("skd_top_k", torch.int32),
-        skd_temperature_B=column("skd_temperature", torch.float32),
+        skd_temperature_B=column("skd_temperature", torch.float64),
         temperature_B=column("temperature", torch.float32),
         top_p_B=column("top_p", torch.float32),
         top_k_B=column("top_k", torch.int32),
@@ -137,16 +137,21 @@ def expected(
     """METHODS section 1, "Order of operations in a row", by `reference`."""
     mask = np.zeros(len(student_V), bool) if mask_V is None else mask_V.numpy()
 
-    def aligned(logits: np.ndarray, own_ids: tuple[int, ...]) -> np.ndarray:
-        return reference.align(reference.log_softmax(logits), own_ids, alignment)
+    def aligned(logits: np.ndarray, own_ids: tuple[int, ...], temperature: float = 1.0) -> np.ndarray:
+        remaining = logits.astype(float)
+        strangers = {*alignment.masked_ids, alignment.canonical_id} - {*own_ids}
+        remaining[sorted(strangers)] = -np.inf
+        remaining -= max(remaining.max(), np.finfo(float).min)
+        return reference.log_softmax(reference.align(remaining / temperature, own_ids, alignment))
 
-    def tempered(logits_V: torch.Tensor) -> np.ndarray:
-        return np.where(mask, -np.inf, logits_V.double().numpy()) / np.float32(row.temperature).astype(float)
+    def masked(logits_V: torch.Tensor) -> np.ndarray:
+        return np.where(mask, -np.inf, logits_V.double().numpy())
 
+    temperature = float(np.float32(row.temperature))
     student = aligned(student_V.double().numpy(), alignment.student_ids)
     teacher = aligned(teacher_V.double().numpy(), alignment.teacher_ids)
-    p = aligned(tempered(student_V if adjusted_V is None else adjusted_V), alignment.student_ids)
-    q = aligned(tempered(teacher_V), alignment.teacher_ids)
+    p = aligned(masked(student_V if adjusted_V is None else adjusted_V), alignment.student_ids, temperature)
+    q = aligned(masked(teacher_V), alignment.teacher_ids, temperature)
 
     def filtered(log_p: np.ndarray) -> np.ndarray:
         top_k = TOP_K_OFF if row.greedy else row.top_k
@@ -157,9 +162,9 @@ def expected(
         return Expected(student, teacher, p, q, law, beta, _kl(law, p))
     p = filtered(p)
     if row.rule is Rule.SKD:
-        law = reference.skd(p, q, row.skd_top_k, float(np.float32(row.skd_temperature)))
+        law = reference.skd(p, q, row.skd_top_k, row.skd_temperature)
         return Expected(student, teacher, p, q, law, np.nan, _kl(law, p))
-    epsilon = float(np.float32(row.epsilon)) if row.rule is Rule.TRUST_REGION else 0.0
+    epsilon = row.epsilon if row.rule is Rule.TRUST_REGION else 0.0
     return Expected(student, teacher, p, q, *reference.blend(p, q, epsilon))
 
 

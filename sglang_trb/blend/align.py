@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
-from sglang_trb.blend.distribution import Distribution, softmax
+from sglang_trb.blend.distribution import Distribution, below_peak, softmax
 
 
 def align_eos(
@@ -30,43 +30,63 @@ def align_eos(
     """
     if _is_identity(own_ids, canonical_id, masked_ids):
         return log_probs_BV
-    moved_BV = _moved(log_probs_BV.double(), own_ids, canonical_id, masked_ids)
+    moved_BV = _move_(log_probs_BV.double().clone(), own_ids, canonical_id, masked_ids)
     log_sum_B1 = moved_BV.logsumexp(1, keepdim=True)
     return (moved_BV - log_sum_B1.masked_fill(log_sum_B1.isneginf(), 0.0)).to(log_probs_BV.dtype)
 
 
 def aligned(
-    logits_BV: torch.Tensor, own_ids: Sequence[int], canonical_id: int, masked_ids: Sequence[int]
+    logits_BV: torch.Tensor,
+    own_ids: Sequence[int],
+    canonical_id: int,
+    masked_ids: Sequence[int],
+    temperature_B: torch.Tensor | None = None,
 ) -> tuple[Distribution, torch.Tensor]:
     """As `align_eos` on float64 logits without NaN or +inf, and the probability [B] that the mask dropped.
 
     Eq. 7 moves the mass of E_M. Where a masked id, or the canonical one, is a stop of the other model only, its mass
-    here is an ordinary token's; it has nowhere to go and is dropped. What remains is normalised from its own largest
-    logit: at a low temperature the dropped mass may be all but 1e-300.
+    here is an ordinary token's; it has nowhere to go and is dropped. What remains is divided by the temperature, and
+    normalised, from its own largest logit: the dropped mass may be all but 1e-300, and a logit of 9,000 at 1e-5 has an
+    ulp of 1e-7.
     """
     strangers = sorted({*masked_ids, canonical_id} - {*own_ids})
+    remaining_BV = logits_BV
+    if strangers:
+        remaining_BV = logits_BV.clone()
+        _forbid_(remaining_BV, strangers)
+    identity = _is_identity(own_ids, canonical_id, masked_ids)
+    if temperature_B is None and identity:
+        return Distribution.from_logits(remaining_BV), torch.zeros_like(logits_BV[:, 0])
+    remaining_BV, peak_B1 = below_peak(remaining_BV)
+    scale_B1 = torch.ones_like(peak_B1) if temperature_B is None else temperature_B.double()[:, None]
+    if temperature_B is not None:
+        remaining_BV.div_(scale_B1)
+    if not identity:
+        _move_(remaining_BV, own_ids, canonical_id, masked_ids)
+    distribution, log_sum_B = softmax(remaining_BV)
     if not strangers:
-        moved_BV = logits_BV
-        if not _is_identity(own_ids, canonical_id, masked_ids):
-            moved_BV = _moved(logits_BV, own_ids, canonical_id, masked_ids)
-        return Distribution.from_logits(moved_BV), torch.zeros_like(logits_BV[:, 0])
-    distribution, log_sum_B = softmax(_moved(logits_BV, own_ids, canonical_id, masked_ids))
-    return distribution, torch.sigmoid(_log_sum(logits_BV, strangers).squeeze(1) - log_sum_B)
+        return distribution, torch.zeros_like(log_sum_B)
+    lost_BK = (_columns(logits_BV, strangers) - peak_B1) / scale_B1
+    return distribution, torch.sigmoid(lost_BK.logsumexp(1) - log_sum_B)
 
 
-def _moved(
+def _move_(
     logits_BV: torch.Tensor, own_ids: Sequence[int], canonical_id: int, masked_ids: Sequence[int]
 ) -> torch.Tensor:
-    """The logits with one stop id, not normalised."""
-    moved_BV = logits_BV.clone()
-    for masked in masked_ids:  # a handful; ids on the host need no copy to the device, which a graph could not hold
-        moved_BV[:, masked] = float("-inf")
-    moved_BV[:, canonical_id] = _log_sum(logits_BV, own_ids).squeeze(1)
-    return moved_BV
+    """The model's stop probability at one id, the other stop ids masked; in place, not normalised."""
+    log_sum_B = _columns(logits_BV, own_ids).logsumexp(1)
+    _forbid_(logits_BV, masked_ids)
+    logits_BV[:, canonical_id] = log_sum_B
+    return logits_BV
 
 
-def _log_sum(logits_BV: torch.Tensor, ids: Sequence[int]) -> torch.Tensor:
-    return torch.cat([logits_BV[:, i : i + 1] for i in ids], dim=1).logsumexp(1, keepdim=True)
+def _forbid_(logits_BV: torch.Tensor, ids: Sequence[int]) -> None:
+    for i in ids:  # a handful; ids on the host need no copy to the device, which a graph could not hold
+        logits_BV[:, i] = float("-inf")
+
+
+def _columns(logits_BV: torch.Tensor, ids: Sequence[int]) -> torch.Tensor:
+    return torch.cat([logits_BV[:, i : i + 1] for i in ids], dim=1)
 
 
 def _is_identity(own_ids: Sequence[int], canonical_id: int, masked_ids: Sequence[int]) -> bool:

@@ -8,7 +8,7 @@ import torch
 
 from sglang_trb.blend import reference
 from sglang_trb.blend.distribution import Distribution, row_groups
-from sglang_trb.blend.solver import solve
+from sglang_trb.blend.solver import SMALL, solve
 from sglang_trb.blend.types import BlendOutput
 from sglang_trb.errors import InvalidParameter
 
@@ -72,11 +72,12 @@ def _check_logits(name: str, logits_BV: torch.Tensor) -> None:
 def _torch(student_BV: torch.Tensor, teacher_BV: torch.Tensor, epsilon_B: torch.Tensor) -> BlendOutput:
     log_mu_BV = torch.empty_like(student_BV, dtype=torch.float32, memory_format=torch.contiguous_format)
     beta_B, kl_B = (torch.empty_like(log_mu_BV[:, 0]) for _ in range(2))
+    any_small = _capturing(epsilon_B) or bool((epsilon_B.gt(0) & epsilon_B.lt(SMALL)).any())
     for rows in row_groups(student_BV.shape[0], student_BV.shape[1], student_BV.device):
         student, teacher = student_BV[rows].double(), teacher_BV[rows].double()
         bad_B = ~(student.amax(1).isfinite() & teacher.amax(1).isfinite())
         p, q = (Distribution.from_logits(x.masked_fill(bad_B[:, None], 0.0)) for x in (student, teacher))
-        blend = solve(p, q, epsilon_B[rows])
+        blend = solve(p, q, epsilon_B[rows], any_small=any_small)
         log_mu_BV[rows] = blend.mu.log_probs().masked_fill_(bad_B[:, None], torch.nan)
         beta_B[rows] = blend.beta_B.masked_fill(bad_B, torch.nan)
         kl_B[rows] = blend.kl_B.masked_fill(bad_B, torch.nan)

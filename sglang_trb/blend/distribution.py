@@ -10,25 +10,25 @@ from functools import cache
 
 import torch
 
+from sglang_trb.footprint import group_rows
+
+LIMIT = 1e9
+"""Nats. A token whose logit, divided by the temperature, lies so far below the row's largest counts as forbidden: to
+draw it once in n tokens would cost LIMIT / n nats. Within it log-ratios have seven digits behind the point, and beta is
+fine enough in float64 to meet a budget to one part in 1e6, whatever the logits and the temperature."""
+
 NEVER = -1e30
-"""The log-probability of what cannot be drawn. Finite, so that 0 × log 0 is 0 without a test; exp(NEVER) is 0."""
+"""The log-weight of what cannot be drawn. Finite, so that 0 × log 0 is 0 without a test; exp(NEVER) is 0."""
 
 _FORBIDDEN_BELOW = NEVER / 2
 
-_CPU_GROUP_ELEMENTS = (1 << 16) - 1
-"""Rows × vocabulary of a group on a CPU: half a MB per float64 matrix. torch sums 32,768 entries or more in parallel
-pieces when they are one row, but not when they are several; such a row must always be alone, or its last bit depends on
-the batch."""
-
 
 def row_groups(rows: int, vocab: int, device: torch.device) -> list[slice]:
-    """Rows to work on together: on a CPU as many as stay in the cache, elsewhere all; one empty slice for no rows."""
-    size = max(1, rows)
-    if device.type == "cpu":
-        if not torch.compiler.is_compiling():
-            _keep_freed_memory()
-        size = max(1, _CPU_GROUP_ELEMENTS // vocab)
-    return [slice(start, min(start + size, rows)) for start in range(0, max(rows, 1), size)]
+    """Rows to work on together, in groups of like size; one empty slice for no rows."""
+    if may_look(device):
+        _keep_freed_memory()
+    groups = max(1, -(-rows // group_rows(vocab, device.type)))
+    return [slice(rows * i // groups, rows * (i + 1) // groups) for i in range(groups)]
 
 
 @cache
@@ -46,8 +46,9 @@ class Distribution:
     """Rows of a law; float64.
 
     Attributes:
-        log_weights_BV: log-probabilities up to the row's ``log_total_B``; at most NEVER / 2 off the support.
-        weights_BV: their exponentials, up to a factor per row; 0 off the support.
+        log_weights_BV: log-probabilities up to the row's ``log_total_B``, from -LIMIT to 0 for a softmax; NEVER off the
+            support. Differences of two laws' log-weights are as exact as those of the logits they came from.
+        weights_BV: their exponentials, up to a factor per row; 0 off the support, and below 1e-300.
         log_total_B: what to subtract from ``log_weights_BV``.
     """
 
@@ -57,7 +58,7 @@ class Distribution:
 
     @staticmethod
     def from_logits(logits_BV: torch.Tensor) -> Distribution:
-        """Softmax of float64 logits without NaN or +inf; a row of -inf becomes an empty distribution."""
+        """Softmax of float64 logits without NaN or +inf; -inf forbids, a row of -inf becomes an empty distribution."""
         return softmax(logits_BV)[0]
 
     def where(self, rows_B: torch.Tensor, other: Distribution) -> Distribution:
@@ -68,9 +69,10 @@ class Distribution:
             torch.where(rows_B, other.log_total_B, self.log_total_B),
         )
 
-    def keeping(self, kept_BV: torch.Tensor) -> Distribution:
-        """Restricted to the kept tokens and renormalised."""
-        return Distribution.from_logits(self.log_weights_BV.masked_fill(~kept_BV, NEVER))
+    def keeping(self, kept_BV: torch.Tensor) -> tuple[Distribution, torch.Tensor]:
+        """Restricted to the kept tokens and renormalised; and the logarithm [B] of what was kept, NEVER for nothing."""
+        kept, log_sum_B = softmax(self.log_weights_BV.masked_fill(~(kept_BV & self.support()), float("-inf")))
+        return kept, (log_sum_B - self.log_total_B).clamp(min=NEVER)
 
     def support(self) -> torch.Tensor:
         """Where a token can be drawn, as far as its logarithm says; bool [B, V]."""
@@ -83,7 +85,7 @@ class Distribution:
     def log_probs(self) -> torch.Tensor:
         """Log-probabilities [B, V] with -inf off the support."""
         normalised_BV = self.log_weights_BV - self.log_total_B[:, None]
-        return normalised_BV.masked_fill(~self.support(), float("-inf"))
+        return normalised_BV.masked_fill_(~self.support(), float("-inf"))
 
     def log_prob(self, ids_BK: torch.Tensor) -> torch.Tensor:
         """Log-probabilities of the tokens ``ids_BK`` [B, K]; -inf off the support."""
@@ -92,25 +94,31 @@ class Distribution:
         return normalised_BK.masked_fill(found_BK <= _FORBIDDEN_BELOW, float("-inf"))
 
     def mean(self, values_BV: torch.Tensor) -> torch.Tensor:
-        """Expectation of finite values [B, V]; for a normalised distribution."""
+        """Expectation of finite values [B, V]; of a softmax, whose weights sum to 1."""
         return (self.weights_BV * values_BV).sum(1)
 
     def entropy(self) -> torch.Tensor:
-        """Entropy [B] in nats; for a normalised distribution."""
-        return -self.mean(self.log_weights_BV)
+        """Entropy [B] in nats; of a softmax, whose weights sum to 1."""
+        return self.log_total_B - self.mean(self.log_weights_BV)
 
 
 def softmax(logits_BV: torch.Tensor) -> tuple[Distribution, torch.Tensor]:
     """`Distribution.from_logits`, and the logits' log-sum-exp [B]; NEVER for an empty row."""
-    logits_BV = logits_BV.clamp(min=NEVER)
-    peak_B1 = logits_BV.amax(1, keepdim=True)
-    empty_B1 = peak_B1 <= _FORBIDDEN_BELOW
-    weights_BV = exp_(logits_BV - peak_B1).masked_fill_(empty_B1, 0.0)
-    total_B1 = weights_BV.sum(1, keepdim=True).masked_fill(empty_B1, 1.0)
-    log_sum_B1 = peak_B1 + total_B1.log()
-    log_probs_BV = logits_BV - log_sum_B1.masked_fill(empty_B1, 0.0)
-    distribution = Distribution(log_probs_BV, weights_BV.div_(total_B1), torch.zeros_like(total_B1[:, 0]))
-    return distribution, log_sum_B1.squeeze(1)
+    log_weights_BV, peak_B1 = below_peak(logits_BV)
+    torch.threshold_(log_weights_BV, -LIMIT, NEVER)
+    weights_BV = exp_(log_weights_BV.clone())
+    total_B1 = weights_BV.sum(1, keepdim=True)
+    empty_B1 = total_B1 == 0.0
+    total_B1 = total_B1.masked_fill(empty_B1, 1.0)
+    log_total_B1 = total_B1.log()
+    distribution = Distribution(log_weights_BV, weights_BV.div_(total_B1), log_total_B1.squeeze(1))
+    return distribution, (peak_B1 + log_total_B1).masked_fill(empty_B1, NEVER).squeeze(1)
+
+
+def below_peak(logits_BV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The logits less their row's largest, which is returned too [B, 1]; a row of -inf stays so."""
+    peak_B1 = logits_BV.amax(1, keepdim=True).clamp(min=torch.finfo(logits_BV.dtype).min)
+    return logits_BV - peak_B1, peak_B1
 
 
 def exp_(exponents_BV: torch.Tensor) -> torch.Tensor:
@@ -119,3 +127,24 @@ def exp_(exponents_BV: torch.Tensor) -> torch.Tensor:
     Subnormal and vanishing results take a CPU 5 to 25 times as long, and most of a filtered row vanishes.
     """
     return torch.threshold_(exponents_BV.clamp_(min=-700.0).exp_(), 1e-300, 0.0)
+
+
+def cumulative(weights_BV: torch.Tensor) -> torch.Tensor:
+    """Sums along each row.
+
+    A row alone is scanned by a device in pieces that meet in any order, and rounds differently from run to run; beside
+    a twin it is not. Tensor-parallel ranks must draw the same token.
+    """
+    if weights_BV.shape[0] == 1 and weights_BV.device.type != "cpu":
+        return weights_BV.expand(2, -1).cumsum(1)[:1]
+    return weights_BV.cumsum(1)
+
+
+def may_look(device: torch.device) -> bool:
+    """Whether the host may ask for a tensor's values: a device would stall it, and a graph repeats the same work."""
+    return device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def needed(rows_B: torch.Tensor) -> bool:
+    """Whether work that only the chosen rows need must be done; always where the host may not look."""
+    return not may_look(rows_B.device) or bool(rows_B.any())

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import torch
 
+from sglang_trb.blend.distribution import cumulative
+
 MAIN, TEACHER_REPLACEMENT = 0, 1
 """Streams: the token itself; the teacher's draw of rule ``skd``. Draws of different streams are independent."""
 
@@ -37,7 +39,7 @@ def draw(weights_BV: torch.Tensor, uniform_B: torch.Tensor) -> torch.Tensor:
     Returns:
         int64 ids [B].
     """
-    cumulative_BV = weights_BV.cumsum(1)
+    cumulative_BV = cumulative(weights_BV)
     total_B1 = cumulative_BV[:, -1:]
     below_total_B1 = torch.nextafter(total_B1, torch.zeros_like(total_B1))
     threshold_B1 = torch.minimum(uniform_B[:, None] * total_B1, below_total_B1)

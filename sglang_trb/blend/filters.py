@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from sglang_trb.blend.distribution import Distribution
+from sglang_trb.blend.distribution import Distribution, cumulative, needed
 from sglang_trb.blend.types import TOP_K_OFF
 
 
@@ -31,15 +31,17 @@ def filtered(
     Returns:
         The filtered rows. Safe in a CUDA graph.
     """
+    active_B = apply_B & ((top_k_B < TOP_K_OFF) | (top_p_B < 1.0) | (min_p_B > 0.0))
+    if not needed(active_B):
+        return distribution
     order_BV = _descending(distribution)
     probs_BV = distribution.weights_BV.gather(1, order_BV)
-    before_BV = probs_BV.cumsum(1) - probs_BV
+    before_BV = cumulative(probs_BV) - probs_BV
     keep_BV = _ranks(probs_BV) < top_k_B[:, None]
     keep_BV &= (before_BV <= top_p_B[:, None]) | (top_p_B >= 1.0)[:, None]  # rounding may exceed 1
     keep_BV &= probs_BV >= probs_BV[:, :1] * min_p_B[:, None]
     kept_BV = torch.zeros_like(keep_BV).scatter_(1, order_BV, keep_BV)
-    active_B = (top_k_B < TOP_K_OFF) | (top_p_B < 1.0) | (min_p_B > 0.0)
-    return distribution.where(apply_B & active_B, distribution.keeping(kept_BV))
+    return distribution.where(active_B, distribution.keeping(kept_BV)[0])
 
 
 def in_top_k(distribution: Distribution, top_k_B: torch.Tensor) -> torch.Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from sglang_trb.blend.distribution import LIMIT
 from sglang_trb.blend.types import TOP_K_OFF, BlendOutput, StopAlignment
 
 BISECTIONS = 200
@@ -15,17 +16,28 @@ Row = np.ndarray
 
 
 def log_softmax(logits: Row) -> Row:
-    """Normalise; a row without a finite entry stays as it is."""
+    """Normalise; what lies LIMIT or more below the largest is forbidden. A row of -inf stays as it is."""
     peak = logits.max()
     if not np.isfinite(peak):
         return logits.copy()
-    return logits - (peak + np.log(np.exp(logits - peak).sum()))
+    with np.errstate(over="ignore"):
+        below = logits - peak
+    below[below <= -LIMIT] = -np.inf
+    return below - np.log(np.exp(below).sum())
 
 
 def kl(log_mu: Row, log_p: Row) -> float:
-    """KL(mu || p) in nats, 0 log 0 = 0; inf where mu leaves p's support."""
+    """KL(mu || p) in nats of normalised rows, inf where mu leaves p's support.
+
+    As a sum of mu log(mu / p) - mu + p, of which no term is negative: mu log(mu / p) alone loses what is below 1e-16.
+    """
     on = np.exp(log_mu) > 0
-    return float(np.sum(np.exp(log_mu[on]) * (log_mu[on] - log_p[on])))
+    if np.isneginf(log_p[on]).any():
+        return float("inf")
+    mu, p, ratio = np.exp(log_mu[on]), np.exp(log_p[on]), log_mu[on] - log_p[on]
+    series = p * ratio**2 * (1 / 2 + ratio / 3 + ratio**2 / 8)
+    terms = np.where(np.abs(ratio) < 1e-4, series, mu * ratio - mu + p)
+    return float(terms.sum() + np.exp(log_p[~on]).sum())
 
 
 def entropy(log_p: Row) -> float:
@@ -48,7 +60,10 @@ def blend(log_p: Row, log_q: Row, epsilon: float) -> tuple[Row, float, float]:
     if epsilon == 0.0 or not common.any():
         return log_p, 0.0, 0.0
     whole = np.array_equal(common, np.isfinite(log_p))
-    log_mass = 0.0 if whole else float(np.logaddexp.reduce(log_p[common]))
+    log_mass = 0.0
+    if not whole:  # log p(S), as exact where it is next to 0
+        inside, outside = (np.logaddexp.reduce(log_p[part]) for part in (common, ~common))
+        log_mass = -float(np.logaddexp(0.0, outside - inside))
     restricted = np.where(common, log_p, -np.inf) - log_mass
     budget = epsilon + log_mass
     if budget < 0.0:
@@ -96,9 +111,10 @@ def skd(log_p: Row, log_q: Row, top_k: int, temperature: float) -> Row:
     in_top = np.zeros(len(log_q), bool)
     in_top[np.argsort(-log_q, kind="stable")[:top_k]] = True
     kept = np.where(in_top, np.exp(log_p), 0.0)
-    replaced = 0.0 if in_top[np.isfinite(log_p)].all() else 1.0 - kept.sum()
-    with np.errstate(divide="ignore"):
-        return np.log(kept + replaced * np.exp(log_softmax(log_q / temperature)))
+    replaced = np.exp(log_p[~in_top]).sum()
+    below = log_q - max(log_q.max(), np.finfo(float).min)  # a row of -inf stays so
+    with np.errstate(divide="ignore", over="ignore"):
+        return np.log(kept + replaced * np.exp(log_softmax(below / temperature)))
 
 
 def trust_region_blend(

@@ -78,14 +78,19 @@ class RowControls:
 
     Attributes:
         rule_B: int8, `RULE_CODES`.
-        epsilon_B: float32 nats, >= 0; read for ``trust_region`` only.
-        skd_top_k_B, skd_temperature_B: int32 >= 1, float32 > 0; read for ``skd`` only.
-        temperature_B: float32 > 0.
+        epsilon_B: float64 nats, >= 0; read for ``trust_region`` only.
+        skd_top_k_B, skd_temperature_B: int32 >= 1, float64 > 0; read for ``skd`` only.
+        temperature_B: float32 > 0, finite.
         top_p_B, top_k_B, min_p_B: the filters; 1, TOP_K_OFF and 0 are off.
         greedy_B: bool, take the argmax of the law; top_k does not filter such a row, top_p and min_p do.
         seed_B, position_B: int64, the key of the row's draw.
-        any_...: host flags. False promises that no row needs the work in question.
+        any_...: host flags. False promises that no row needs the work in question; a small budget is one below
+            `solver.SMALL`.
         need_support, need_teacher_support: host flags, whether to return the top-16 of each model.
+
+    Raises:
+        InvalidParameter: a column that could not hold what a request may ask for: 0.1 is more than 0.1 in float32, and
+            1e-50 is 0.
     """
 
     rule_B: torch.Tensor
@@ -100,12 +105,18 @@ class RowControls:
     seed_B: torch.Tensor
     position_B: torch.Tensor
     any_trust_region: bool = True
+    any_small_budget: bool = True
     any_skd: bool = True
     any_teacher: bool = True
     any_filter: bool = True
     any_temperature: bool = True
     need_support: bool = False
     need_teacher_support: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("epsilon_B", "skd_temperature_B"):
+            if getattr(self, name).dtype != torch.float64:
+                raise InvalidParameter(f"{name}.dtype", getattr(self, name).dtype, "torch.float64")
 
     def rows(self, start: int, stop: int) -> RowControls:
         """The controls of rows ``start`` to ``stop``."""

@@ -9,18 +9,20 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from sglang.srt.layers.sampler import Sampler
 
 from sglang_trb.blend import StepOutput, StopAlignment, blend_step
 from sglang_trb.engine import metrics, plugin
 from sglang_trb.engine.batch import TrbSamplingBatchInfo, trace_of
+from sglang_trb.engine.containment import contained
 from sglang_trb.trace import ROW_FIELDS
 
 if TYPE_CHECKING:
     from sglang.srt.layers.logits_processor import LogitsProcessorOutput
     from sglang.srt.managers.auxiliary_output import CommittedTokens
-    from sglang.srt.managers.schedule_batch import ScheduleBatch
+    from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
 
     from sglang_trb.engine.pair import Pair
 
@@ -146,5 +148,10 @@ class HostStatistics:
         table_BC, failed = self.table_BC.numpy(), self.error_B.tolist()
         drawn = [i for i, commit in enumerate(commits) if commit is not None and not failed[i]]
         for i in drawn:
-            trace_of(batch.reqs[i]).append(table_BC[i])
+            _append_row(batch.reqs[i], table_BC[i])
         metrics.observe_tokens([trace_of(batch.reqs[i]).params.rule for i in drawn], table_BC[drawn])
+
+
+@contained
+def _append_row(req: Req, row_C: np.ndarray) -> None:
+    trace_of(req).append(row_C)

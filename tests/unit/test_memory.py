@@ -7,6 +7,7 @@ import pytest
 from safetensors import safe_open
 
 from sglang_trb.errors import InvalidParameter
+from sglang_trb.footprint import GROUP_BYTES, GROUP_MATRICES, ROW_BYTES, RUNNING_REQUESTS, step_bytes
 from sglang_trb.memory import CONTEXT_BYTES, GIB, H100_BYTES, KIB, MemoryPlan, ModelMemory, model_memory, plan
 from tests.pairs import build_pair
 
@@ -156,3 +157,19 @@ def test_the_rendered_table_is_aligned_and_in_powers_of_two():
     assert lines[1].split()[:2] == ["student", "Qwen3-1.7B-Base"]
     assert lines[3].split()[-4:] == ["256.0", "KiB", "2.25", "GiB"]
     assert max(map(len, lines)) <= 116
+
+
+def test_a_step_is_in_the_plan_and_must_fit_beside_weights_and_pool():
+    found = plan(OPTIONS | {"max_running_requests": 64}, H100_BYTES)
+    assert found.step_bytes == step_bytes(64, 151_936, "cuda") and found.fits
+    assert plan(OPTIONS, H100_BYTES).step_bytes == step_bytes(RUNNING_REQUESTS, 151_936, "cuda")
+    assert not plan(OPTIONS | {"max_running_requests": 4096}, H100_BYTES).fits
+    assert not plan(OPTIONS | {"mem_fraction_static": 0.97}, H100_BYTES).fits
+
+
+def test_a_steps_memory_is_bounded_in_groups_and_grows_with_the_rows_beside_them():
+    vocab = 151_936
+    few, many, more = (step_bytes(rows, vocab, "cuda") for rows in (147, 1000, 2000))
+    assert more - many == 1000 * vocab * ROW_BYTES
+    assert few <= GROUP_BYTES + 147 * vocab * ROW_BYTES
+    assert step_bytes(64, vocab, "cpu") == 64 * vocab * ROW_BYTES + vocab * 8 * GROUP_MATRICES
