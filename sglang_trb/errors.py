@@ -1,5 +1,12 @@
 """The exceptions users meet. Each also inherits the standard type a caller would expect to catch."""
 
+import reprlib
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 300
+_SHORT.maxlong = 500
+_SHORT.maxlist = _SHORT.maxdict = _SHORT.maxset = 16
+
 
 class TrbError(Exception):
     """Base class of every error raised by sglang-trb."""
@@ -9,7 +16,7 @@ class InvalidParameter(TrbError, ValueError):
     """A request or configuration value is wrong; the message names the field, what came and what is allowed."""
 
     def __init__(self, field: str, received: object, allowed: str) -> None:
-        super().__init__(f"{field}: got {received!r}; allowed: {allowed}")
+        super().__init__(f"{field}: got {_SHORT.repr(received)}; allowed: {allowed}")
         self.field = field
 
 

@@ -6,6 +6,7 @@ Loads without torch and without sglang: trainers and plain HTTP clients use it t
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
 from collections.abc import Callable, Mapping
 from enum import StrEnum
@@ -15,6 +16,8 @@ from sglang_trb.errors import InvalidParameter
 
 PREFIX = "trb_"
 MAX_SKD_TOP_K = 1 << 20
+MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-3, 1e3
+"""Of sampling, apart from greedy, and of the teacher's draw in ``skd``: logits divided by these stay in range."""
 
 
 class Rule(StrEnum):
@@ -49,7 +52,8 @@ class BlendParams:
         epsilon: KL(mu || student) budget per token in nats, finite and >= 0; used by ``trust_region`` only
             (0 for the others).
         skd_top_k: ``skd`` keeps a student draw that lies in the teacher's top-K; integer >= 1, None otherwise.
-        skd_temperature: temperature of the teacher's replacement draw in ``skd``; > 0, None otherwise.
+        skd_temperature: temperature of the teacher's replacement draw in ``skd``; MIN_TEMPERATURE to MAX_TEMPERATURE,
+            None otherwise.
         returned: how much of the statistics the response carries.
     """
 
@@ -77,9 +81,10 @@ class BlendParams:
         if custom_params is not None and not isinstance(custom_params, Mapping):
             raise InvalidParameter("custom_params", custom_params, "an object with flat keys")
         given = {k: v for k, v in (custom_params or {}).items() if isinstance(k, str) and k.startswith(PREFIX)}
-        unknown = sorted(given.keys() - _PARSERS.keys())
-        if unknown:
-            raise InvalidParameter(unknown[0], given[unknown[0]], "the keys " + ", ".join(_PARSERS))
+        for key in sorted(given.keys() - _PARSERS.keys()):
+            close = difflib.get_close_matches(key, _PARSERS, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise InvalidParameter(key, given[key], "the keys " + ", ".join(_PARSERS) + hint)
         values = {key: _PARSERS[key](key, value) for key, value in given.items()}
 
         rule = values.get("trb_rule") or (Rule.TRUST_REGION if "trb_epsilon" in values else default.rule)
@@ -155,6 +160,9 @@ _PARSERS: dict[str, _Parser] = {
     "trb_rule": _choice(Rule),
     "trb_epsilon": _number("a finite number >= 0 (nats)", lambda number: number >= 0),
     "trb_skd_top_k": _top_k,
-    "trb_skd_temperature": _number("a finite number > 0", lambda number: number > 0),
+    "trb_skd_temperature": _number(
+        f"a number from {MIN_TEMPERATURE} to {MAX_TEMPERATURE}",
+        lambda number: MIN_TEMPERATURE <= number <= MAX_TEMPERATURE,
+    ),
     "trb_return": _choice(Return),
 }

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
+import dataclasses
+import math
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -14,50 +16,60 @@ from typing import Any
 from fastapi import HTTPException
 from sglang.srt.constants import HEALTH_CHECK_RID_PREFIX
 from sglang.srt.managers import io_struct
-from sglang.srt.managers.tokenizer_manager import ReqState, TokenizerManager
-from sglang.srt.runtime_context import get_exec
+from sglang.srt.managers.tokenizer_manager import ReqState
+from sglang.srt.runtime_context import get_exec, get_observability
 
-from sglang_trb.engine import metrics, plugin
+from sglang_trb.engine import metrics
+from sglang_trb.engine.operation import OperatedManager
 from sglang_trb.engine.pair import Pair
-from sglang_trb.engine.update_guard import BUSY, UNTOUCHED, UpdateGuard
+from sglang_trb.engine.update_guard import BUSY, UNTOUCHED
 from sglang_trb.errors import InvalidParameter
+from sglang_trb.field_types import MAX_BIAS
+from sglang_trb.fields import ServerFacts
 from sglang_trb.params import PREFIX, BlendParams
+from sglang_trb.request_fields import GenerateFields, SamplingFields
 from sglang_trb.seeds import sample_seed
+from sglang_trb.teacher_health import TeacherHealth
 from sglang_trb.trace import FinishedTrace
-
-MAX_SAMPLES = 1024
-"""Largest n of one request."""
 
 DRAIN_SECONDS = 30.0
 """How long an update waits for the scheduler's last step to end, once no request is unanswered."""
 
+NATIVE = ("/generate", "/vertex_generate")
+"""Routes whose streams have begun, with status 200, before the request is looked at."""
+
 _SAMPLE_INDEX = "trb_next_sample"
 """Key of the private counter that the copies of an n > 1 request share until each is sent."""
 
-_UNSUPPORTED_FIELDS = {
-    "input_embeds": "embeddings are the student's, the teacher has its own: send text or input_ids",
-    "positional_embed_overrides": "embeddings are the student's, the teacher has its own",
-    "image_data": "the pair is text-only",
-    "video_data": "the pair is text-only",
-    "audio_data": "the pair is text-only",
-    "lora_path": "adapters are not supported on a blending server",
-    "custom_logit_processor": "it would change the law after the budget was checked, and it unpickles code",
-    "return_sampling_mask": "use custom_params.trb_return",
-}
-"""Request fields that a blending server refuses, and why."""
+
+class RefusedInStream(ValueError):
+    """What SGLang writes into a stream as its last event, with the code; another exception would cut it off."""
+
+    def __init__(self, refusal: HTTPException) -> None:
+        super().__init__(refusal.detail)
+        self.status_code = refusal.status_code
 
 
-class TrbTokenizerManager(TokenizerManager):
+class TrbTokenizerManager(OperatedManager):
     """SGLang's tokenizer manager; its additions sleep unless the server runs with ``--sampling-backend trb``."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.blends = get_exec().kernel.sampling_backend == plugin.BACKEND
         if self.blends:
-            plugin.require_in_force()
             self.pair = Pair.configured()
-            self.blend_default = BlendParams.from_wire((self.preferred_sampling_params or {}).get("custom_params"))
-            self.update_guard = UpdateGuard()
+            preferred = self.preferred_sampling_params or {}
+            self.blend_default = BlendParams.from_wire(preferred.get("custom_params"))
+            self.facts = ServerFacts(
+                vocab_size=self.pair.vocab_size,
+                context_length=self.context_len,
+                masked_ids=frozenset(self.pair.alignment.masked_ids),
+                canonical_id=self.pair.alignment.canonical_id,
+                grammar_backend=get_exec().kernel.grammar_backend,
+                metric_labels=frozenset(get_observability().tokenizer_metrics_allowed_custom_labels or ()),
+                blend_default=self.blend_default,
+            )
+            SamplingFields.check(preferred, self.facts)
+            self.teacher_health: TeacherHealth | None = None
 
     # Requests
 
@@ -69,51 +81,45 @@ class TrbTokenizerManager(TokenizerManager):
             HTTPException: 503 while weights are being updated or after an update that failed half-way.
         """
         if self.blends:
-            self._check_request(obj)
+            if not _is_probe(obj, request):
+                self._check_request(obj)
             obj.trb_results = {}
-        async with contextlib.aclosing(super().generate_request(obj, request)) as outputs:
-            async for output in outputs:
-                if self.blends:
-                    self._keep_results(obj, output)
-                yield output
+        try:
+            async with contextlib.aclosing(super().generate_request(obj, request)) as outputs:
+                async for output in outputs:
+                    if self.blends:
+                        self._keep_results(obj, output)
+                    yield output
+        except HTTPException as error:
+            if self.blends and obj.stream and request is not None and request.url.path in NATIVE:
+                raise RefusedInStream(error) from None
+            raise
 
     def _check_request(self, obj: Any) -> None:
         try:
             if not isinstance(obj, io_struct.GenerateReqInput):
                 raise InvalidParameter("route", type(obj).__name__, "generation requests only on a blending server")
-            for field, reason in _UNSUPPORTED_FIELDS.items():
-                if getattr(obj, field, None):
-                    raise InvalidParameter(field, "a value", f"nothing: {reason}")
-            for sampling_params in _each(obj.sampling_params):
-                self._check_sampling_params(sampling_params)
+            # What still has SGLang's default passes: the check is of what the request says.
+            given = {f.name: getattr(obj, f.name) for f in dataclasses.fields(obj) if _given(obj, f)}
+            fields = GenerateFields.check(given, self.facts)
+            if taken := [rid for rid in fields.request_ids() if rid in self.rid_to_state]:
+                raise InvalidParameter("rid", taken[0], "the id of no request in flight")
         except InvalidParameter:
             metrics.observe_rejected("invalid")
             raise
 
-    def _check_sampling_params(self, sampling_params: dict[str, Any]) -> None:
-        if not isinstance(sampling_params, dict):
-            raise InvalidParameter("sampling_params", sampling_params, "an object")
-        BlendParams.from_wire(sampling_params.get("custom_params"), self.blend_default)
-        n = sampling_params.get("n")
-        if n is not None and (type(n) is not int or not 1 <= n <= MAX_SAMPLES):
-            raise InvalidParameter("n", n, f"an integer from 1 to {MAX_SAMPLES}")
-        if sampling_params.get("beam_width") is not None:
-            raise InvalidParameter("beam_width", sampling_params["beam_width"], "nothing: beams are not drawn from mu")
-        masked = set(self.pair.alignment.masked_ids)
-        hidden = sorted(masked & {i for i in sampling_params.get("stop_token_ids") or () if type(i) is int})
-        if hidden:
-            raise InvalidParameter(
-                "stop_token_ids",
-                hidden,
-                f"ids that can be drawn: alignment maps {sorted(masked)} to {self.pair.alignment.canonical_id}",
-            )
-
     def _validate_one_request(self, obj: Any, input_ids: list[int]) -> None:
         super()._validate_one_request(obj, input_ids)
-        if self.blends and input_ids:
+        if self.blends:
+            if not input_ids:
+                raise InvalidParameter("text", obj.text, "a prompt of at least one token")
             outside = max(input_ids) if max(input_ids) >= self.pair.vocab_size else min(input_ids)
             if not 0 <= outside < self.pair.vocab_size:
                 raise InvalidParameter("input_ids", outside, f"ids from 0 to {self.pair.vocab_size - 1}")
+            if obj.logprob_start_len > len(input_ids):
+                raise InvalidParameter(
+                    "logprob_start_len", obj.logprob_start_len, f"at most {len(input_ids)}, the prompt"
+                )
 
     def _create_tokenized_object(self, obj: Any, *args: Any, **kwargs: Any) -> Any:
         tokenized = super()._create_tokenized_object(obj, *args, **kwargs)
@@ -123,6 +129,8 @@ class TrbTokenizerManager(TokenizerManager):
             others = {key: value for key, value in given.items() if not key.startswith(PREFIX)}
             blend = BlendParams.from_wire(obj.sampling_params.get("custom_params"), self.blend_default)
             params.custom_params = others | blend.to_wire() | {_SAMPLE_INDEX: 0}
+            if params.logit_bias:
+                params.logit_bias = {i: -math.inf if b <= -MAX_BIAS else b for i, b in params.logit_bias.items()}
             if params.sampling_seed is None:
                 params.sampling_seed = secrets.randbits(63)
         return tokenized
@@ -146,6 +154,12 @@ class TrbTokenizerManager(TokenizerManager):
         params.custom_params = {key: value for key, value in shared.items() if key != _SAMPLE_INDEX}
         if params.max_new_tokens != 0:  # SGLang first sends one such copy to cache the common prefix
             shared[_SAMPLE_INDEX] += 1
+
+    def abort_request(self, rid: str = "", abort_all: bool = False) -> None:
+        # SGLang's scheduler aborts every request whose id begins with this one: then it had better run to its end.
+        if self.blends and not abort_all and any(i.startswith(rid) and i != rid for i in self.rid_to_state):
+            return
+        super().abort_request(rid, abort_all)
 
     # Answers
 
@@ -186,6 +200,7 @@ class TrbTokenizerManager(TokenizerManager):
             return await super().update_weights_from_disk(obj, request)
         obj.flush_cache = True
         result = await self._when_idle(lambda: super(TrbTokenizerManager, self).update_weights_from_disk(obj, request))
+        self.looked_at_teacher(result[1])
         self.update_guard.replaced(*result[:2])
         return result
 
@@ -199,13 +214,16 @@ class TrbTokenizerManager(TokenizerManager):
 
     async def end_weight_update(self, obj: Any, request: Any = None) -> tuple[bool, str]:
         result = await super().end_weight_update(obj, request)
-        if self.blends and result[0]:
-            self.update_guard.ended()
+        if self.blends:
+            self.looked_at_teacher(result[1])
+            if result[0]:
+                self.update_guard.ended()
         return result
 
     async def abandon_weight_update(self) -> tuple[bool, str]:
         """Close the session of a writer that is gone; the student is half-way if a part of it was written."""
         result = await super().end_weight_update(io_struct.EndWeightUpdateReqInput())
+        self.looked_at_teacher(result[1])
         if result[0]:
             self.update_guard.abandoned()
         return result
@@ -248,6 +266,16 @@ class TrbTokenizerManager(TokenizerManager):
             if asyncio.get_running_loop().time() > deadline:
                 raise HTTPException(HTTPStatus.CONFLICT, f"{UNTOUCHED}{BUSY} for {DRAIN_SECONDS:.0f} s")
             await asyncio.sleep(0.02)
+
+
+def _given(obj: Any, field: dataclasses.Field) -> bool:
+    value = getattr(obj, field.name)
+    return value is not field.default and not (type(value) is type(field.default) and value == field.default)
+
+
+def _is_probe(obj: Any, request: Any) -> bool:
+    """Whether this is SGLang's own health probe, whose id no client may use."""
+    return request is not None and request.url.path in ("/health", "/health_generate")
 
 
 def _each(value: Any) -> Iterator[Any]:

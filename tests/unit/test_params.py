@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sglang_trb.errors import InvalidParameter, TrbError
-from sglang_trb.params import MAX_SKD_TOP_K, BlendParams, Return, Rule
+from sglang_trb.params import MAX_SKD_TOP_K, MAX_TEMPERATURE, MIN_TEMPERATURE, BlendParams, Return, Rule
 
 SKD = {"trb_rule": "skd", "trb_skd_top_k": 25, "trb_skd_temperature": 0.6}
 
@@ -21,7 +21,7 @@ params = st.one_of(
         st.just(Rule.SKD),
         st.just(0.0),
         st.integers(1, MAX_SKD_TOP_K),
-        st.floats(0, 1e300, exclude_min=True),
+        st.floats(MIN_TEMPERATURE, MAX_TEMPERATURE),
         returns,
     ),
 )
@@ -61,7 +61,7 @@ def test_skd_takes_what_is_missing_from_an_skd_default():
 @pytest.mark.parametrize(
     ("wire", "key", "says"),
     [
-        ({"trb_epsilom": 0.1}, "trb_epsilom", "trb_epsilon"),
+        ({"trb_epsilom": 0.1}, "trb_epsilom", "did you mean trb_epsilon?"),
         ({"trb_": 0}, "trb_", "the keys"),
         ({"trb_rule": "trb"}, "trb_rule", "trust_region, student, teacher, skd"),
         ({"trb_rule": "TEACHER"}, "trb_rule", "one of"),
@@ -86,10 +86,12 @@ def test_skd_takes_what_is_missing_from_an_skd_default():
         (SKD | {"trb_skd_top_k": True}, "trb_skd_top_k", "integer from 1"),
         (SKD | {"trb_skd_top_k": "25"}, "trb_skd_top_k", "integer from 1"),
         (SKD | {"trb_skd_top_k": MAX_SKD_TOP_K + 1}, "trb_skd_top_k", str(MAX_SKD_TOP_K)),
-        (SKD | {"trb_skd_temperature": 0}, "trb_skd_temperature", "finite number > 0"),
-        (SKD | {"trb_skd_temperature": math.nan}, "trb_skd_temperature", "finite number > 0"),
-        (SKD | {"trb_skd_temperature": math.inf}, "trb_skd_temperature", "finite number > 0"),
-        (SKD | {"trb_skd_temperature": False}, "trb_skd_temperature", "finite number > 0"),
+        (SKD | {"trb_skd_temperature": 0}, "trb_skd_temperature", "a number from 0.001 to 1000"),
+        (SKD | {"trb_skd_temperature": 1e-40}, "trb_skd_temperature", "a number from 0.001 to 1000"),
+        (SKD | {"trb_skd_temperature": 1e39}, "trb_skd_temperature", "a number from 0.001 to 1000"),
+        (SKD | {"trb_skd_temperature": math.nan}, "trb_skd_temperature", "a number from 0.001 to 1000"),
+        (SKD | {"trb_skd_temperature": math.inf}, "trb_skd_temperature", "a number from 0.001 to 1000"),
+        (SKD | {"trb_skd_temperature": False}, "trb_skd_temperature", "a number from 0.001 to 1000"),
         ({"trb_rule": "skd"}, "trb_skd_top_k", "required"),
         ({"trb_rule": "skd", "trb_skd_top_k": 5}, "trb_skd_temperature", "required"),
         ({"trb_rule": "teacher", "trb_epsilon": 0.1}, "trb_epsilon", "only with trb_rule 'trust_region'"),
