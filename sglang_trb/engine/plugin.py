@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import pkgutil
+from collections.abc import Callable
 from typing import NoReturn
 
 from sglang.srt.layers.sampler import register_sampler_backend
@@ -19,6 +20,8 @@ from sglang_trb.errors import NotInForce
 
 BACKEND = "trb"
 CHECKED_SGLANG = "0.5.21"
+
+_COMPONENTS = "managers.scheduler_components"
 
 _required: dict[str, object] = {}
 
@@ -33,23 +36,59 @@ def register() -> None:
     if installed != CHECKED_SGLANG:
         register_sampler_backend(BACKEND, lambda: _refuse_version(installed))
         return
-    # Imported here: these modules subclass SGLang's, so they load only once SGLang asks for its plugins.
-    from sglang_trb.engine import batch, http, openai, options, results, sampler, scheduler, tokenizer_manager, weights
+    # Imported now: these modules subclass SGLang's, so they load only once SGLang asks for its plugins.
+    from sglang_trb.engine import http, sampler
 
     register_sampler_backend(BACKEND, sampler.TrbSampler)
-    _replace("sglang.srt.managers.scheduler.Scheduler", scheduler.TrbScheduler)
-    _replace("sglang.srt.sampling.sampling_batch_info.SamplingBatchInfo", batch.TrbSamplingBatchInfo)
-    results_module = "sglang.srt.managers.scheduler_components.batch_result_processor"
-    _replace(f"{results_module}.SchedulerBatchResultProcessor", results.TrbBatchResultProcessor)
-    weights_module = "sglang.srt.managers.scheduler_components.weight_updater"
-    _replace(f"{weights_module}.SchedulerWeightUpdaterManager", weights.TrbWeightUpdater)
-    _replace("sglang.srt.managers.tokenizer_manager.TokenizerManager", tokenizer_manager.TrbTokenizerManager)
-    openai_module = "sglang.srt.entrypoints.openai"
-    _replace(f"{openai_module}.serving_completions.OpenAIServingCompletion", openai.TrbServingCompletion)
-    _replace(f"{openai_module}.serving_chat.OpenAIServingChat", openai.TrbServingChat)
-    _wrap("sglang.srt.server_args.ServerArgs.resolve_once", options.resolve_and_check, HookType.AROUND)
-    _wrap("sglang.srt.arg_groups.platform_hook.handle_cpu_backends", options.keep_backend_on_cpu, HookType.AROUND)
-    _wrap("sglang.srt.entrypoints.http_server._setup_and_run_http_server", http.add_routes, HookType.BEFORE)
+    for target, cls in _replacements().items():
+        _put(target, cls, HookType.REPLACE)
+    for target, hook in _hooks().items():
+        _put(target, hook, HookType.AROUND)
+    _put("entrypoints.http_server._setup_and_run_http_server", http.add_routes, HookType.BEFORE)
+
+
+def _replacements() -> dict[str, type]:
+    """Classes of SGLang, and the subclasses that take their places; names are below ``sglang.srt``."""
+    from sglang_trb.engine import anthropic, batch, openai, processes, results, scheduler, tokenizer_manager, weights
+
+    return {
+        "managers.scheduler.Scheduler": scheduler.TrbScheduler,
+        "managers.tokenizer_manager.TokenizerManager": tokenizer_manager.TrbTokenizerManager,
+        "sampling.sampling_batch_info.SamplingBatchInfo": batch.TrbSamplingBatchInfo,
+        f"{_COMPONENTS}.batch_result_processor.SchedulerBatchResultProcessor": results.TrbBatchResultProcessor,
+        f"{_COMPONENTS}.weight_updater.SchedulerWeightUpdaterManager": weights.TrbWeightUpdater,
+        "utils.watchdog.SubprocessWatchdog": processes.TrbWatchdog,
+        "entrypoints.openai.serving_completions.OpenAIServingCompletion": openai.TrbServingCompletion,
+        "entrypoints.openai.serving_chat.OpenAIServingChat": openai.TrbServingChat,
+        "entrypoints.anthropic.serving.AnthropicServing": anthropic.TrbAnthropicServing,
+    }
+
+
+def _hooks() -> dict[str, Callable]:
+    """Functions of SGLang, and what stands around them; names are below ``sglang.srt``."""
+    from sglang_trb.engine import containment, keys, options, processes, profiling, results
+
+    logprobs = f"{_COMPONENTS}.logprob_result_processor.SchedulerLogprobResultProcessor"
+    profiler = f"{_COMPONENTS}.profiler_manager.SchedulerProfilerManager"
+    return {
+        "managers.schedule_batch.Req.update_finish_state": containment.update_finish_state,
+        "managers.schedule_batch.Req.init_next_round_input": containment.init_next_round_input,
+        "managers.schedule_batch.ScheduleBatch.prepare_for_extend": containment.prepare_for_extend,
+        "managers.schedule_policy.SchedulePolicy.calc_priority": containment.calc_priority,
+        "managers.schedule_policy.PrefillAdder.add_one_req": containment.add_one_req,
+        "managers.schedule_policy.PrefillAdder.add_chunked_req": containment.add_chunked_req,
+        f"{logprobs}.add_logprob_return_values": containment.logprobs,
+        f"{logprobs}.add_input_logprob_return_values": containment.logprobs,
+        f"{_COMPONENTS}.output_streamer._GenerationStreamAccumulator.accept": results.accept,
+        f"{profiler}._profile": profiling.profile,
+        f"{profiler}._profile_batch_predicate": profiling.in_a_step,
+        "entrypoints.engine.Engine._launch_scheduler_processes": processes.launched_deaf,
+        "entrypoints.engine.Engine._launch_detokenizer_subprocesses": processes.launched_deaf,
+        "server_args.ServerArgs.resolve_once": options.resolve_and_check,
+        "server_args.ServerArgs.resolved_dict": keys.hide_in_options,
+        "arg_groups.platform_hook.handle_cpu_backends": options.keep_backend_on_cpu,
+        "utils.auth.decide_request_auth": keys.decide,
+    }
 
 
 def require_in_force() -> None:
@@ -70,12 +109,8 @@ def require_in_force() -> None:
             raise NotInForce(f"{target} is {found!r}, without the hook of sglang-trb; the log above says why")
 
 
-def _replace(target: str, cls: type) -> None:
-    HookRegistry.register(target, cls, HookType.REPLACE)
-    _required[target] = cls
-
-
-def _wrap(target: str, hook, kind: HookType) -> None:
+def _put(target: str, hook: Callable, kind: HookType) -> None:
+    target = f"sglang.srt.{target}"
     HookRegistry.register(target, hook, kind)
     _required[target] = hook
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from sglang_trb.trace import TOKEN_FIELDS
 from tests.server.checks import check_against_oracle, close, mixed_requests, prompts, run_concurrently
 from tests.server.harness import Server
 from tests.server.oracle import Oracle, kl
+from tests.server.staggered import staggered_requests
 
 FALSE_FAILURE = 1e-6
 """Probability that one chi-squared test fails although the law is right; there are four of them."""
@@ -27,6 +30,12 @@ SUMMARY = {
 
 def test_every_rule_and_option_agrees_with_transformers(server: Server, oracle: Oracle) -> None:
     requests = mixed_requests()
+    for request, answer in zip(requests, run_concurrently(server, requests), strict=True):
+        check_against_oracle(oracle, request, answer, exact_penalties=False)
+
+
+def test_rows_that_leave_mid_batch_leave_the_others_right(server: Server, oracle: Oracle) -> None:
+    requests = staggered_requests(24, longest=20)
     for request, answer in zip(requests, run_concurrently(server, requests), strict=True):
         check_against_oracle(oracle, request, answer, exact_penalties=False)
 
@@ -120,6 +129,56 @@ def test_generate_streams_statistics_in_the_last_chunk(server: Server) -> None:
     chunks = events(server, "/generate", {"text": "the sum of", "sampling_params": sampling, "stream": True})
     assert ["trb" in chunk["meta_info"] for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
     assert chunks[-1]["meta_info"]["trb"]["completion_tokens"] == 6
+
+
+def test_messages_answer_as_the_chat_route(server: Server) -> None:
+    """Anthropic's format has no seed: greedy answers are compared."""
+    common = {"model": "pair", "max_tokens": 8, "messages": [{"role": "user", "content": "how many apples"}]}
+    common |= {"temperature": 0.0, "custom_params": {"trb_epsilon": 0.3, "trb_return": "tokens"}}
+    (choice,) = server.post("/v1/chat/completions", common).json()["choices"]
+    message = server.post("/v1/messages", common).json()
+    assert (message["type"], message["stop_reason"]) == ("message", "max_tokens")
+    assert message["content"] == [{"type": "text", "text": choice["message"]["content"]}]
+    assert message["usage"]["output_tokens"] == 8
+    same_statistics(message["trb"], choice["trb"])
+
+    text = server.post("/v1/messages", common | {"stream": True}).text
+    payloads = [json.loads(line.removeprefix("data: ")) for line in text.splitlines() if line.startswith("data: ")]
+    deltas = [payload["delta"] for payload in payloads if payload["type"] == "content_block_delta"]
+    assert "".join(delta["text"] for delta in deltas) == choice["message"]["content"]
+    (last,) = (payload for payload in payloads if payload["type"] == "message_delta")
+    same_statistics(last["trb"], choice["trb"])
+
+    refused = server.post("/v1/messages", common | {"custom_params": {"trb_epsilon": -1}})
+    assert (refused.status_code, "trb_epsilon" in refused.json()["error"]["message"]) == (400, True)
+    plain = server.post("/v1/messages", {key: value for key, value in common.items() if key != "custom_params"})
+    assert plain.json()["trb"]["epsilon"] == 0
+
+
+@pytest.mark.parametrize("ended_by", ["abort", "pause"])
+def test_an_aborted_request_brings_the_statistics_of_its_tokens(server: Server, ended_by: str) -> None:
+    sampling = {
+        "max_new_tokens": 450,
+        "ignore_eos": True,
+        "custom_params": {"trb_epsilon": 0.3, "trb_return": "tokens"},
+    }
+    body = {"rid": "to-abort", "input_ids": prompts(1, 12, seed=10)[0], "return_logprob": True}
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(server.post, "/generate", body | {"sampling_params": sampling})
+        time.sleep(0.5)
+        if ended_by == "abort":
+            server.post("/abort_request", {"rid": "to-abort"}, admin=True)
+        else:
+            server.post("/pause_generation", {"mode": "abort"}, admin=True)
+            server.post("/continue_generation", {}, admin=True)
+        answer = running.result().json()
+    meta = answer["meta_info"]
+    assert meta["finish_reason"]["type"] == "abort"
+    count = len(answer["output_ids"])
+    assert 0 < count < 450
+    assert meta["trb"]["completion_tokens"] == count
+    returned = [entry[0] for entry in meta["output_token_logprobs"]]
+    close(unpack(meta["trb"]["behavior_logprob"]), returned, "log mu")
 
 
 def test_stop_string_cuts_the_statistics_with_the_text(server: Server) -> None:

@@ -1,10 +1,15 @@
-"""Put on a server's path by a test: writes what `blend_step` saw and answered to TRB_PROBE_DIR, one file a step."""
+"""Put on a server's path by a test; each variable turns on one probe.
+
+TRB_PROBE_DIR: writes what `blend_step` saw and answered to this folder, one file a step.
+TRB_PROBE_FAULTS: the requests whose id begins with ``fault-PLACE`` raise at that place of the scheduler's handling.
+"""
 
 import os
 import pathlib
 import uuid
 
-if os.environ.get("TRB_PROBE_DIR"):
+
+def record_blend_steps():
     import torch
 
     import sglang_trb.blend
@@ -21,3 +26,11 @@ if os.environ.get("TRB_PROBE_DIR"):
         return output
 
     step.blend_step = sglang_trb.blend.blend_step = recording_blend_step
+
+
+if os.environ.get("TRB_PROBE_DIR"):
+    record_blend_steps()
+if os.environ.get("TRB_PROBE_FAULTS"):
+    import trb_faults
+
+    trb_faults.install()
