@@ -117,7 +117,7 @@ class LocalServer:
             for line in [line for line in waiting_for if line in text]:
                 report(f"{seconds:5.0f} s  {waiting_for.pop(line)}")
             if self.ended() is not None:
-                raise ServerDidNotStart(f"the server ended with status {self.ended()}\n{_tail(text)}")
+                raise ServerDidNotStart(f"the server ended with status {self.ended()} (log: {self.log})\n{_tail(text)}")
             if _healthy(self.address):
                 report(f"{seconds:5.0f} s  ready at {self.address}")
                 return

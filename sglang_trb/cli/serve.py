@@ -36,7 +36,7 @@ def run(argv: list[str]) -> int:
     parser = argparse.ArgumentParser("trb serve", description=DESCRIPTION, epilog=EPILOG, allow_abbrev=False)
     parser.add_argument("--config", required=True, metavar="FILE", help="server configuration: SGLang options in YAML")
     arguments, overrides = parser.parse_known_args(argv)
-    key = os.environ.get(ADMIN_KEY_VARIABLE)
+    key = os.environ.pop(ADMIN_KEY_VARIABLE, None)
     if key and not any(option.startswith("--admin-api-key") for option in overrides):
         overrides = [*overrides, f"--admin-api-key={key}"]  # as one word: it may begin with a dash
     try:

@@ -1,39 +1,45 @@
-"""Our HTTP routes on SGLang's server, and the keys that its update routes need."""
+"""Our HTTP routes on SGLang's server, and what becomes of SGLang's own (`routes`)."""
 
 from __future__ import annotations
 
+import dataclasses
 from http import HTTPStatus
 from typing import Any
 
 from fastapi.responses import JSONResponse
 from sglang.srt.entrypoints import http_server
-from sglang.srt.runtime_context import get_exec
-from sglang.srt.utils.auth import AuthLevel, auth_level
+from sglang.srt.entrypoints.warmup import warmup
+from sglang.srt.runtime_context import get_exec, get_spec
 
 import sglang_trb
-from sglang_trb.engine import plugin
+from sglang_trb.digest import digest_of
+from sglang_trb.engine import plugin, request_routes, routes, teacher_probe
 
 
-def add_routes(*args: Any, **kwargs: Any) -> None:
+def add_routes(server_args: Any, tokenizer_manager: Any, *args: Any, **kwargs: Any) -> None:
     """Hook before ``_setup_and_run_http_server``: runs once the configuration is published, before the app starts."""
     if get_exec().kernel.sampling_backend != plugin.BACKEND:
         return
     plugin.require_in_force()
-    # Not through an APIRouter: SGLang's check of keys does not see through one.
+    tokenizer_manager.owns_process = True
+    digest_of(get_spec().speculative_draft_model_path)  # now, of the files that were loaded
     http_server.app.add_api_route("/trb/info", info)
     http_server.app.add_api_route("/trb/abandon_weight_update", abandon_weight_update, methods=["POST"])
-    # It unpickles tensors. Without an admin key, SGLang answers 403 on this level.
-    http_server.update_weights_from_tensor._auth_level = AuthLevel.ADMIN_FORCE
+    request_routes.guard(http_server.app)
+    routes.enforce(http_server.app)  # after it: what bounds a body comes first
+    warmup(teacher_probe.WARMUP)(teacher_probe.probe_teacher)
 
 
 async def info() -> dict[str, Any]:
-    """What is served: models, versions, stop ids, default rule, memory plan, and whether requests are accepted."""
+    """What is served: models, versions, stop ids, default rule, limits, memory, whether requests are accepted."""
     state = http_server.get_global_state()
     manager = state.tokenizer_manager
     pair = manager.pair
     return {
         "student": pair.student,
         "teacher": pair.teacher,
+        "teacher_hash": state.scheduler_info["trb_teacher_hash"],
+        "teacher_digest": digest_of(pair.teacher).to_wire(),
         "student_weight_version": manager.config_value("weight_version"),
         "versions": {"sglang_trb": sglang_trb.__version__, "sglang": plugin.CHECKED_SGLANG},
         "tp_size": manager.config_value("tp_size"),
@@ -45,12 +51,22 @@ async def info() -> dict[str, Any]:
             "masked": list(pair.alignment.masked_ids),
         },
         "default": manager.blend_default.to_wire(),
+        "teacher_health": manager.teacher_health and dataclasses.asdict(manager.teacher_health),
+        "limits": _limits(state.scheduler_info["max_req_input_len"]),
         "memory": state.scheduler_info["trb_memory"],
         "refusing": manager.update_guard.refusal,
     }
 
 
-@auth_level(AuthLevel.ADMIN_OPTIONAL)
+def _limits(max_input: int) -> dict[str, int]:
+    """The longest prompt, and the longest prompt with its response, in tokens.
+
+    SGLang's ``max_req_input_len`` is a bound that prompts stay below, 5 below ``max_req_len``: of the context or the KV
+    pool, whichever is shorter. A response that would reach ``max_req_len`` is cut off without a word.
+    """
+    return {"prompt_tokens": max_input - 1, "total_tokens": max_input + 4}
+
+
 async def abandon_weight_update() -> JSONResponse:
     """Close an update session whose writer is gone, so that another can begin; 400 when there is none."""
     success, message = await http_server.get_global_state().tokenizer_manager.abandon_weight_update()

@@ -12,6 +12,9 @@ HALF_WRITTEN = (
     "Requests are refused until an update succeeds"
 )
 
+TEACHER_CHANGED = "the teacher's weights have changed since they were loaded: requests are refused until a restart"
+"""Starts the scheduler's answer when it finds that."""
+
 BUSY = "requests are in flight"
 """Starts the scheduler's answer to an update that it did not begin; the same call may be tried again."""
 
@@ -29,17 +32,32 @@ class UpdateGuard:
         """Its last part was written."""
         self._session_touched = False
         """It wrote something."""
+        self._teacher: str | None = None
+        """What was found about the teacher; nothing repairs it."""
 
     @property
     def updating(self) -> bool:
         """A session is open, on a student that was whole before."""
-        return self._session_open and not self._half_written
+        return self._session_open and not self._half_written and self._teacher is None
+
+    @property
+    def teacher_is_whole(self) -> bool:
+        """As far as is known."""
+        return self._teacher is None
 
     @property
     def refusal(self) -> str | None:
+        if self._teacher is not None:
+            return self._teacher
         if self._half_written:
             return HALF_WRITTEN
         return UPDATING if self._session_open else None
+
+    def looked_at_teacher(self, message: str) -> bool:
+        """An answer of the scheduler, which may have compared the teacher; whether it found a change."""
+        if message.startswith(TEACHER_CHANGED):
+            self._teacher = message
+        return message.startswith(TEACHER_CHANGED)
 
     def replaced(self, success: bool, message: str) -> None:
         """A single-call update of the whole checkpoint has ended."""

@@ -6,25 +6,38 @@ here the ranks check, before a byte is written, that nothing is in flight and th
 
 from __future__ import annotations
 
+import datetime
+import hashlib
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import torch
 from sglang.srt.managers import io_struct
 from sglang.srt.managers.scheduler_components.weight_updater import SchedulerWeightUpdaterManager
+from sglang.srt.utils import init_custom_process_group
 
+from sglang_trb.checkpoint import checkpoint_folder
+from sglang_trb.engine.joining import BROADCAST_SECONDS, connected_store, join_seconds
 from sglang_trb.engine.pair import PairedWorker
-from sglang_trb.engine.update_guard import BUSY, UNTOUCHED
+from sglang_trb.engine.update_guard import BUSY, TEACHER_CHANGED, UNTOUCHED
 from sglang_trb.errors import InvalidParameter
-from sglang_trb.weight_files import check_checkpoint, check_tensors
+from sglang_trb.model_tensors import check_checkpoint, check_tensors
 
 logger = logging.getLogger(__name__)
 
 _NO_SESSION = "the update must run between begin_weight_update() and end_weight_update()"
 _DISK_FORMATS = ("auto", "safetensors")
 _TENSOR_FORMATS = (None, "direct", "flattened_bucket")
+
+WATCH = "watch"
+"""Action of `check_weights` for our own main process: compares some pieces of the teacher, others each time."""
+
+_WATCHED_BYTES = {"cpu": 2**25}
+"""What that takes: some 50 ms of a CPU for 32 MiB; a GPU compares `_WATCHED_BYTES_ELSEWHERE` in less."""
+_WATCHED_BYTES_ELSEWHERE = 2**29
 
 
 class TrbWeightUpdater(SchedulerWeightUpdaterManager):
@@ -54,19 +67,48 @@ class TrbWeightUpdater(SchedulerWeightUpdaterManager):
         if not self._pairs:
             return super().update_weights_from_disk(recv_req)
 
+        folder = Path()
+
         def check() -> str | None:
+            nonlocal folder
             if recv_req.load_format not in _DISK_FORMATS:
                 return f"load_format: got {recv_req.load_format!r}; allowed: {', '.join(_DISK_FORMATS)}"
-            return check_checkpoint(recv_req.model_path, self._student)
+            folder = checkpoint_folder(recv_req.model_path, download=False)  # an id from this machine's cache
+            return check_checkpoint(folder, self._student)
 
         def write() -> tuple[bool, str]:
             recapture = recv_req.recapture_cuda_graph
             return self._runner.update_weights_from_disk(
-                recv_req.model_path, recv_req.load_format, recapture_cuda_graph=recapture
+                str(folder), recv_req.load_format, recapture_cuda_graph=recapture
             )
 
         problem = self._agreed(self._busy()) or self._checked(check) or self._written("disk", write, recv_req)
         return io_struct.UpdateWeightFromDiskReqOutput(**_result(problem), num_paused_requests=0)
+
+    def init_weights_update_group(self, recv_req: io_struct.InitWeightsUpdateGroupReqInput):
+        """As SGLang's, which waits for its peers for as long as torch does by default: half an hour."""
+        if not self._pairs:
+            return super().init_weights_update_group(recv_req)
+
+        def join() -> None:
+            limit = datetime.timedelta(seconds=join_seconds())
+            rank = recv_req.rank_offset + self._runner.tp_rank
+            if rank < 1:
+                raise InvalidParameter("rank_offset", recv_req.rank_offset, "at least 1: rank 0 sends the weights")
+            store = connected_store(recv_req.master_address, recv_req.master_port, recv_req.world_size, limit)
+            group = init_custom_process_group(
+                backend=recv_req.backend,
+                store=torch.distributed.PrefixStore(recv_req.group_name, store),
+                timeout=limit,
+                world_size=recv_req.world_size,
+                rank=rank,
+                group_name=recv_req.group_name,
+            )
+            torch.distributed.distributed_c10d._set_pg_timeout(datetime.timedelta(seconds=BROADCAST_SECONDS), group)
+            self._runner._model_update_group[recv_req.group_name] = group
+
+        problem = self._checked(join)
+        return io_struct.InitWeightsUpdateGroupReqOutput(**_result(problem, "Joined the process group."))
 
     def begin_weight_update(self, recv_req: io_struct.BeginWeightUpdateReqInput):
         if self._pairs:
@@ -74,6 +116,12 @@ class TrbWeightUpdater(SchedulerWeightUpdaterManager):
             if problem is not None:
                 return io_struct.BeginWeightUpdateReqOutput(success=False, message=problem)
         return super().begin_weight_update(recv_req)
+
+    def end_weight_update(self, recv_req: io_struct.EndWeightUpdateReqInput):
+        result = super().end_weight_update(recv_req)
+        if self._pairs and (problem := self._agreed(self._teacher_problem())):
+            return io_struct.EndWeightUpdateReqOutput(success=False, message=problem)
+        return result
 
     def update_weights_from_tensor(self, recv_req: io_struct.UpdateWeightsFromTensorReqInput):
         if not self._pairs:
@@ -155,6 +203,8 @@ class TrbWeightUpdater(SchedulerWeightUpdaterManager):
                 logger.exception("weight update: failed")
                 success, message = False, f"{type(error).__name__}: {error}"
             problem = self._agreed(None if success else message)
+            if self._session is None:  # the end of a session looks at the teacher too
+                problem = self._agreed(self._teacher_problem()) or problem
             if problem is None:
                 if self._session is not None:
                     self._session = msgspec.structs.replace(self._session, loaded_weights=True)
@@ -170,12 +220,34 @@ class TrbWeightUpdater(SchedulerWeightUpdaterManager):
         return next((problem for problem in problems if problem is not None), None)
 
     def check_weights(self, recv_req: io_struct.CheckWeightsReqInput):
-        """As SGLang's, where the selectors ``draft`` and ``all`` read the teacher too; only reading reaches it."""
-        self._reads_teacher = self._pairs
+        """SGLang's checksums, where the selectors ``draft`` and ``all`` read the teacher too, and our own `WATCH`.
+
+        SGLang's other actions copy all weights, or overwrite them, the teacher's too.
+        """
+        if not self._pairs:
+            return super().check_weights(recv_req)
+        if recv_req.action == WATCH:
+            limit = _WATCHED_BYTES.get(self._runner.device, _WATCHED_BYTES_ELSEWHERE)
+            problem = self._agreed(self._teacher_problem(limit))
+            return io_struct.CheckWeightsReqOutput(success=problem is None, message=problem or "unchanged")
+        if recv_req.action != "checksum":
+            problem = str(InvalidParameter("action", recv_req.action, "checksum"))
+            return io_struct.CheckWeightsReqOutput(success=False, message=problem)
+        self._reads_teacher = True
         try:
             return super().check_weights(recv_req)
         finally:
             self._reads_teacher = False
+
+    def teacher_hash(self) -> str:
+        """Of the teacher's weights as they were loaded, on all ranks."""
+        hashes: list[str] = [""] * torch.distributed.get_world_size(self.tp_cpu_group)
+        torch.distributed.all_gather_object(hashes, self.tp_worker.teacher_seal.hash, group=self.tp_cpu_group)
+        return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+    def _teacher_problem(self, limit: int | None = None) -> str | None:
+        changed = self.tp_worker.teacher_seal.broken(limit)
+        return changed and f"{TEACHER_CHANGED} ({changed} is not what was loaded)"
 
     def _select_runners(self, selector: str = "all") -> list[tuple[str, Any]]:
         runners = super()._select_runners(selector)
@@ -190,5 +262,5 @@ def _teacher_refusal(recv_req: Any) -> str | None:
     return None
 
 
-def _result(problem: str | None) -> dict[str, Any]:
-    return {"success": problem is None, "message": problem or "Succeeded to update model weights."}
+def _result(problem: str | None, done: str = "Succeeded to update model weights.") -> dict[str, Any]:
+    return {"success": problem is None, "message": problem or done}

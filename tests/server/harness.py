@@ -43,18 +43,21 @@ class ServerDied(RuntimeError):
 
 
 class Server:
-    """A running server; requests go to its own routes."""
+    """A running server; requests go to its own routes, with its API key where it has one."""
 
-    def __init__(self, process: subprocess.Popen, port: int, log: Path) -> None:
-        self.process, self.log = process, log
+    def __init__(self, process: subprocess.Popen, port: int, log: Path, api_key: str | None = None) -> None:
+        self.process, self.log, self.api_key = process, log, api_key
         self.url = f"http://127.0.0.1:{port}"
 
     def post(self, route: str, body: dict[str, Any], admin: bool = False, timeout: float = 120) -> requests.Response:
-        headers = {"Authorization": f"Bearer {ADMIN_KEY}"} if admin else {}
-        return requests.post(self.url + route, json=body, headers=headers, timeout=timeout)
+        return self.ask("POST", route, ADMIN_KEY if admin else self.api_key, json=body, timeout=timeout)
 
     def get(self, route: str) -> requests.Response:
-        return requests.get(self.url + route, timeout=60)
+        return self.ask("GET", route, self.api_key)
+
+    def ask(self, method: str, route: str, key: str | None, timeout: float = 60, **more: Any) -> requests.Response:
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        return requests.request(method, self.url + route, headers=headers, timeout=timeout, **more)
 
     def generate(self, prompt: str | list[int], blend: dict[str, Any] | None = None, **sampling: Any) -> dict[str, Any]:
         """One ``/generate`` request that must succeed; ``logprobs=True`` asks for SGLang's own too."""
@@ -80,22 +83,25 @@ class Server:
 
 @contextlib.contextmanager
 def serve(
-    student: Path,
+    student: str | Path,
     teacher: Path | None,
     environment: dict[str, str] | None = None,
     module: str = "sglang.launch_server",
+    start_seconds: float = START_SECONDS,
     **options: Any,
 ) -> Iterator[Server]:
     """A server on a free port, ended with its whole process group.
 
     Args:
-        student, teacher: checkpoint folders; without a teacher no ``speculative-draft-model-path`` is given.
+        student, teacher: checkpoint folders, the student's also an id of the hub; without a teacher no
+            ``speculative-draft-model-path`` is given.
         environment: variables to add.
         module: what is run, with SGLang's options.
+        start_seconds: how long it may take until it answers.
         options: SGLang's options with underscores; True marks a flag, None removes one of CPU_OPTIONS.
 
     Raises:
-        ServerDied: it ended, or did not answer within START_SECONDS.
+        ServerDied: it ended, or did not answer in time.
     """
     port = free_port()
     arguments = dict(CPU_OPTIONS) | {"model-path": str(student), "port": str(port)}
@@ -119,9 +125,9 @@ def serve(
             env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | (environment or {}),
             start_new_session=True,
         )
-    server = Server(process, port, log)
+    server = Server(process, port, log, options.get("api_key"))
     try:
-        _wait_until_healthy(server)
+        wait_until_healthy(server, start_seconds)
         yield server
     finally:
         with contextlib.suppress(ProcessLookupError):
@@ -130,8 +136,13 @@ def serve(
         log.unlink()
 
 
-def _wait_until_healthy(server: Server) -> None:
-    deadline = time.monotonic() + START_SECONDS
+def wait_until_healthy(server: Server, start_seconds: float) -> None:
+    """Return once the server generates.
+
+    Raises:
+        ServerDied: it ended, or did not answer in time.
+    """
+    deadline = time.monotonic() + start_seconds
     while time.monotonic() < deadline:
         if server.process.poll() is not None:
             raise ServerDied(server.log_tail(60))
@@ -139,4 +150,4 @@ def _wait_until_healthy(server: Server) -> None:
             if requests.get(server.url + "/health_generate", timeout=10).status_code == 200:
                 return
         time.sleep(0.3)
-    raise ServerDied(f"no answer within {START_SECONDS} s\n" + server.log_tail(60))
+    raise ServerDied(f"no answer within {start_seconds:.0f} s\n" + server.log_tail(60))

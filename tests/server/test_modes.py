@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from sglang_trb.memory import model_memory
 from tests.pairs import POISON_STUDENT_ID, TOKENIZER_SIZE, Pair, build_pair
 from tests.server.checks import check_against_oracle, mixed_requests, prompts, run_concurrently
+from tests.server.deaths import check_all_end_with
 from tests.server.harness import ADMIN_KEY, Server, serve
 from tests.server.oracle import Oracle
 from tests.server.trainer_side import push_tensors, serialized, session
@@ -20,9 +21,13 @@ from tests.server.trainer_side import push_tensors, serialized, session
 
 @dataclasses.dataclass(frozen=True)
 class Mode:
-    """A way to run the server, and proof in its log or answers that it was run that way."""
+    """A way to run the server, and proof in its log or answers that it was run that way.
+
+    ``ends_with`` says which process is killed at the end (`deaths.check_all_end_with`).
+    """
 
     name: str
+    ends_with: str
     options: dict[str, Any]
     environment: dict[str, str] = dataclasses.field(default_factory=dict)
     length: int = 24
@@ -32,12 +37,21 @@ class Mode:
 
 
 MODES = [
-    Mode("synchronous", {"disable_overlap_schedule": True, "max_total_tokens": None, "mem_fraction_static": 0.02}),
-    Mode("chunked", {"chunked_prefill_size": 32, "enable_mixed_chunk": True}, length=90, variant="poison"),
-    Mode("paged", {"page_size": 4}, length=30, variant="padded", module="tests.server.launched_by_child"),
-    Mode("retracting", {"max_total_tokens": 320, "schedule_conservativeness": 0.01}, length=16, new_tokens=40),
-    Mode("tensor_parallel", {"tp_size": 2}, {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"}),
-]
+    Mode(
+        "synchronous", "sglang::detokenizer",
+        {"disable_overlap_schedule": True, "max_total_tokens": None, "mem_fraction_static": 0.02},
+    ),
+    Mode(
+        "chunked", "sglang::scheduler",
+        {"chunked_prefill_size": 32, "enable_mixed_chunk": True}, length=90, variant="poison",
+    ),
+    Mode("paged", "main", {"page_size": 4}, length=30, variant="padded", module="tests.server.launched_by_child"),
+    Mode(
+        "retracting", "paused main",
+        {"max_total_tokens": 320, "schedule_conservativeness": 0.01}, length=16, new_tokens=40,
+    ),
+    Mode("tensor_parallel", "scheduler_TP1", {"tp_size": 2}, {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"}),
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +87,7 @@ def test_answers_agree_with_transformers(mode: Mode, oracles: dict[str, Oracle])
             check_an_update_reaches_all_ranks_or_none(server, pair)
         if mode.name == "chunked":
             check_failed_prompt_leaves_no_prefix(server)
+        check_all_end_with(server, mode.ends_with)
 
 
 def check_both_models_are_in_the_memory_plan(server: Server, pair: Pair, fraction: float) -> None:
@@ -87,6 +102,7 @@ def check_both_models_are_in_the_memory_plan(server: Server, pair: Pair, fractio
         assert memory[f"{role}_kv_bytes_per_token"] == expected.kv_bytes_per_token
     weights = memory["student_weight_bytes"] + memory["teacher_weight_bytes"]
     pool = memory["max_total_tokens"] * (memory["student_kv_bytes_per_token"] + memory["teacher_kv_bytes_per_token"])
+    assert memory["step_bytes"] > 0
     assert 0.3 < (weights + pool) / (fraction * psutil.virtual_memory().available) < 1.3
 
 

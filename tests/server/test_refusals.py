@@ -57,6 +57,15 @@ def test_a_teacher_that_would_be_taken_for_a_draft_head_is_named(tmp_path: Path)
         pass
 
 
+def test_a_student_of_another_format_is_named(tmp_path: Path) -> None:
+    pair = build_pair("plain")
+    student = shutil.copytree(pair.student, tmp_path / "student")
+    (student / "model.safetensors").rename(student / "pytorch_model.bin")
+    message = "model_path: got .*; it has pytorch_model.bin; .*save_pretrained"
+    with pytest.raises(ServerDied, match=message), serve(student, pair.teacher):
+        pass
+
+
 def test_plain_server_beside_the_plugin_is_untouched() -> None:
     """With the plugin installed and another sampling backend, SGLang is itself."""
     pair = build_pair("plain")

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.pairs import TOKENIZER_SIZE, Pair, build_pair
+from tests.pairs import TOKENIZER_SIZE, Pair, build_pair, hub_cache, shard
 from tests.server.checks import check_against_oracle, mixed_requests, prompts, run_concurrently
 from tests.server.harness import ADMIN_KEY, Server, serve
 from tests.server.oracle import Oracle
@@ -34,8 +34,17 @@ def server(pair: Pair, module_server: Server) -> Server:
 
 
 @pytest.fixture(scope="module")
-def module_server(pair: Pair) -> Iterator[Server]:
-    with serve(pair.student, pair.teacher, admin_api_key=ADMIN_KEY) as server:
+def hub(pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The server's cache of the hub, with the student in it as some publish theirs: cut up, with what is no weight."""
+    student = tmp_path_factory.mktemp("published") / "student"
+    shutil.copytree(pair.student, student)
+    shard(student, **{"model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(8)})
+    return hub_cache(tmp_path_factory.mktemp("hub"), "some/student", student)
+
+
+@pytest.fixture(scope="module")
+def module_server(pair: Pair, hub: Path) -> Iterator[Server]:
+    with serve("some/student", pair.teacher, {"HF_HUB_CACHE": str(hub)}, admin_api_key=ADMIN_KEY) as server:
         yield server
 
 
@@ -51,7 +60,7 @@ def trained(pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def update_from_disk(server: Server, path: Path, version: str | None = None, **more: Any):
+def update_from_disk(server: Server, path: str | Path, version: str | None = None, **more: Any):
     body = {"model_path": str(path), **more} | ({"weight_version": version} if version else {})
     return server.post("/update_weights_from_disk", body, admin=True)
 
@@ -86,6 +95,23 @@ def test_disk_update_reaches_the_student_only(server: Server, pair: Pair, traine
     assert after["target"] != before["target"]
 
 
+def test_an_id_of_the_hub_is_loaded_from_the_servers_cache(
+    server: Server, hub: Path, trained: Path, pair: Pair
+) -> None:
+    assert server.get("/trb/info").json()["student"] == "some/student"
+    before = checksums(server, "target")
+    unknown = update_from_disk(server, "some/other")
+    assert (unknown.status_code, "nothing was changed" in unknown.text) == (400, True), unknown.text
+    assert "in this machine's cache" in unknown.text and checksums(server, "target") == before
+    published = shutil.copytree(trained, hub / "published")
+    shard(published, **{"model.layers.1.self_attn.rotary_emb.inv_freq": torch.zeros(8)})
+    hub_cache(hub, "some/trained", published)
+    assert update_from_disk(server, "some/trained", "step-1").status_code == 200
+    agrees_with(server, trained, pair.teacher)
+    assert update_from_disk(server, "some/student", "again").status_code == 200
+    assert checksums(server, "target") == before
+
+
 def test_tensor_update_needs_the_admin_key_and_a_session(server: Server, pair: Pair, trained: Path) -> None:
     weights = load_file(trained / "model.safetensors")
     names = sorted(weights)
@@ -103,6 +129,9 @@ def test_tensor_update_needs_the_admin_key_and_a_session(server: Server, pair: P
         assert (refused.status_code, "being updated" in refused.text) == (503, True)
         chat = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
         assert server.post("/v1/chat/completions", chat).status_code == 503
+        assert server.post("/v1/chat/completions", chat | {"stream": True}).status_code == 503
+        stream = server.post("/generate", {"input_ids": [5], "stream": True}).text
+        assert ("being updated" in stream, '"code":503' in stream, "data: [DONE]" in stream) == (True,) * 3, stream
     assert session(server, "end").status_code == 200
     assert agrees_with(server, trained, pair.teacher)["weight_version"] == "step-2"
     assert checksums(server, "draft") == teacher

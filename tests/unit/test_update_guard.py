@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sglang_trb.engine.update_guard import BUSY, HALF_WRITTEN, UNTOUCHED, UPDATING, UpdateGuard
+from sglang_trb.engine.update_guard import BUSY, HALF_WRITTEN, TEACHER_CHANGED, UNTOUCHED, UPDATING, UpdateGuard
 
 
 @pytest.fixture
@@ -80,3 +80,15 @@ def test_an_abandoned_session_is_half_way_if_it_wrote(guard: UpdateGuard, parts:
     guard.wrote(True, "Success")
     guard.ended()
     assert guard.refusal is None
+
+
+def test_a_changed_teacher_refuses_for_good(guard: UpdateGuard) -> None:
+    assert not guard.looked_at_teacher("unchanged")
+    assert (guard.refusal, guard.teacher_is_whole) == (None, True)
+    assert guard.looked_at_teacher(f"{TEACHER_CHANGED} (a tensor is not what was loaded)")
+    guard.replaced(True, "Success")
+    guard.begun()
+    assert guard.refusal.startswith(TEACHER_CHANGED)
+    assert not guard.updating, "probes fail"
+    guard.ended()
+    assert guard.refusal.startswith(TEACHER_CHANGED)
