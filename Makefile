@@ -2,10 +2,15 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 PY := .venv/bin/python
-# A GPU, where there is one, is left alone: .venv is the CPU environment.
+# A GPU, where there is one, is left alone: .venv is the CPU environment. gpu-check alone sees what the caller sees.
+ifeq ($(origin CUDA_VISIBLE_DEVICES),undefined)
+CALLERS_GPUS := env -u CUDA_VISIBLE_DEVICES
+else
+CALLERS_GPUS := env CUDA_VISIBLE_DEVICES='$(CUDA_VISIBLE_DEVICES)'
+endif
 export CUDA_VISIBLE_DEVICES :=
 
-.PHONY: help setup demo demo-serve test test-slow lint bench clean
+.PHONY: help setup demo demo-serve test test-slow gpu-check lint bench clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -24,6 +29,12 @@ test: setup ## unit tests, then tests against a real SGLang server on the CPU
 
 test-slow: setup ## the slow tests too
 	$(PY) -m pytest -m "not gpu"
+
+# GPU_ARGS: arguments of pytest, such as GPU_ARGS='-k fa3'.
+GPU_OUT := out/gpu-check
+gpu-check: PY := python3
+gpu-check: ## on a GPU machine: the tests that need one, with the Python in use (or PY=…); JSON and logs in out/gpu-check/
+	$(CALLERS_GPUS) $(PY) -m tests.gpu.check --output $(GPU_OUT) $(GPU_ARGS)
 
 lint: setup ## ruff (lint and format) and mypy
 	.venv/bin/ruff check .

@@ -83,14 +83,19 @@ class _Shape:
     """Rows of the embedding and of the output: the tokenizer's size plus padding."""
     stop_logit: float = 5.0
     """Added to the stop id's logit (before the final norm's scale); 5 gives answers of about 40 tokens."""
+    shared: int = 64
+    """Columns of embedding and output that are drawn alike for all models."""
+    layer_gain: float = 0.35
+    """How strongly the layers, each model's own, disturb what the two models share: KL and context grow with it."""
 
 
 _STUDENT = _Shape(hidden=64, layers=2, heads=4, kv_heads=2, head_dim=16, rows=2048)
 _TEACHER = _Shape(hidden=96, layers=3, heads=6, kv_heads=2, head_dim=16, rows=2048)
+_WIDE_STUDENT = _Shape(hidden=256, layers=3, heads=4, kv_heads=2, head_dim=128, rows=2048, shared=240, layer_gain=0.2)
+_WIDE_TEACHER = _Shape(hidden=384, layers=4, heads=8, kv_heads=2, head_dim=128, rows=2048, shared=240, layer_gain=0.2)
 _QWEN = _Shape(hidden=16, layers=2, heads=2, kv_heads=2, head_dim=8, rows=QWEN_ROWS, stop_logit=11.0)
 
 _LOGIT_STD = 4.0
-_LAYER_GAIN = 0.35
 _STOP_LOGIT, _NEVER_LOGIT = 7, -30.0
 
 
@@ -102,7 +107,8 @@ def build_pair(variant: str, root: Path = DEFAULT_ROOT) -> Pair:
 
             * ``plain``: different sizes, one tokenizer, one stop id (``<|im_end|>``) in both. 2,048 rows, 2,011 tokens;
               the padding rows are random too, so an unmasked one shows.
-            * ``padded``: the same, the teacher with 2,080 rows.
+            * ``wide``: ``plain`` with Qwen3's heads of 128, the sizes that GPU attention kernels take.
+            * ``padded``: the same as ``plain``, the teacher with 2,080 rows.
             * ``eos``: one set of weights, except that the student stops with ``<|endoftext|>`` and the teacher with
               ``<|im_end|>``: the two output rows are exchanged, the two input rows are equal.
             * ``qwen_ids``: ``eos`` at Qwen3's ids (151643, 151645) and with its 151,936 rows.
@@ -130,13 +136,22 @@ def build_pair(variant: str, root: Path = DEFAULT_ROOT) -> Pair:
     return Pair(folder / "student", folder / "teacher")
 
 
-def _plain(out: Pair, teacher_shape: _Shape = _TEACHER, teacher_tokenizer: Tokenizer | None = None) -> None:
+def _plain(
+    out: Pair,
+    teacher_shape: _Shape = _TEACHER,
+    teacher_tokenizer: Tokenizer | None = None,
+    student_shape: _Shape = _STUDENT,
+) -> None:
     tokenizer = small_tokenizer()
-    for path, shape, seed in ((out.student, _STUDENT, 1), (out.teacher, teacher_shape, 2)):
+    for path, shape, seed in ((out.student, student_shape, 1), (out.teacher, teacher_shape, 2)):
         weights = _weights(shape, seed, *_stop_and_never(tokenizer, IM_END))
         _save(path, shape, weights, tokenizer, IM_END)
     if teacher_tokenizer is not None:
         _save_tokenizer(out.teacher, teacher_tokenizer, IM_END)
+
+
+def _wide(out: Pair) -> None:
+    _plain(out, _WIDE_TEACHER, student_shape=_WIDE_STUDENT)
 
 
 def _padded(out: Pair) -> None:
@@ -183,6 +198,7 @@ def _qwen_ids(out: Pair) -> None:
 
 VARIANTS = {
     "plain": _plain,
+    "wide": _wide,
     "padded": _padded,
     "eos": _eos,
     "qwen_ids": _qwen_ids,
@@ -246,7 +262,7 @@ def _weights(shape: _Shape, seed: int, stop_id: int, never_ids: list[int]) -> di
     ids: it sets how likely they are, whatever the prefix.
     """
     common, own = (torch.Generator().manual_seed(s) for s in (0, seed))
-    shared_columns = min(shape.hidden, _STUDENT.hidden)
+    shared_columns = min(shape.hidden, shape.shared)
 
     def normal(rows: int, columns: int, std: float, generator: torch.Generator = own) -> torch.Tensor:
         return torch.randn(rows, columns, generator=generator) * std
@@ -272,7 +288,7 @@ def _weights(shape: _Shape, seed: int, stop_id: int, never_ids: list[int]) -> di
 
 def _layer_weights(prefix: str, shape: _Shape, normal) -> dict[str, torch.Tensor]:
     q, kv, mlp = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim, 2 * shape.hidden
-    gain = _LAYER_GAIN / math.sqrt(shape.layers)
+    gain = shape.layer_gain / math.sqrt(shape.layers)
 
     def linear(out_features: int, in_features: int) -> torch.Tensor:
         return normal(out_features, in_features, 1 / math.sqrt(in_features))
@@ -338,6 +354,37 @@ def _save_tokenizer(path: Path, tokenizer: Tokenizer, stop: str) -> None:
         "chat_template": CHAT_TEMPLATE,
     }
     _write_json(path / "tokenizer_config.json", config)
+
+
+def hub_cache(root: Path, name: str, folder: Path) -> Path:
+    """A cache as huggingface_hub keeps one, in which the checkpoint in ``folder`` is the repository ``name``.
+
+    Returns:
+        What HF_HUB_CACHE is to be set to; with HF_HUB_OFFLINE, for no hub has such a repository.
+    """
+    repository, commit = root / f"models--{name.replace('/', '--')}", "0123456789abcdef" * 2 + "01234567"
+    snapshot, blobs = repository / "snapshots" / commit, repository / "blobs"
+    for part in (snapshot, blobs, repository / "refs"):
+        part.mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    for file in folder.iterdir():
+        shutil.copyfile(file, blobs / file.name)
+        (snapshot / file.name).symlink_to(os.path.relpath(blobs / file.name, snapshot))
+    return root
+
+
+def shard(folder: Path, **extra: torch.Tensor) -> None:
+    """Cut a checkpoint's weights into two files with an index; ``extra`` joins them, and a ``consolidated`` copy."""
+    from safetensors.torch import load_file
+
+    weights = load_file(folder / "model.safetensors") | extra
+    (folder / "model.safetensors").rename(folder / "consolidated.safetensors")
+    names, weight_map = sorted(weights), {}
+    for number, part in enumerate((names[::2], names[1::2]), start=1):
+        file = f"model-{number:05}-of-00002.safetensors"
+        save_file({name: weights[name] for name in part}, folder / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(part, file)
+    _write_json(folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": weight_map})
 
 
 def _write_json(path: Path, value: dict) -> None:

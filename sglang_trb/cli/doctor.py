@@ -17,6 +17,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sglang_trb import memory
+from sglang_trb.cli import complain, machine
+from sglang_trb.cli.checks import BAD, Check, verdict
 from sglang_trb.errors import InvalidParameter
 from sglang_trb.server_config import REQUIRED, read_server_config
 
@@ -27,16 +29,6 @@ OPTIONAL = {
     "math-verify": "rewards and evaluation of mathematical answers",
     "deepspeed": "training on several GPUs with DeepSpeed",
 }
-BAD = ("MISSING", "WRONG")
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Check:
-    """One line of the report: ``status`` is OK, NOTE, MISSING or WRONG; ``remedy`` says what to do about it."""
-
-    status: str
-    what: str
-    remedy: str = ""
 
 
 def run(argv: list[str]) -> int:
@@ -52,14 +44,15 @@ def run(argv: list[str]) -> int:
     try:
         options = None if arguments.config is None else read_server_config(arguments.config)
     except InvalidParameter as error:
-        print(f"trb doctor: {error}", file=sys.stderr)
+        complain("doctor", error)
         return 2
     checks = [*installation_checks(), *entry_point_checks(os.environ)]
     plan = None
     if options is not None:
         checks += config_checks(options)
-        plan, verdict = plan_check(options)
-        checks.append(verdict)
+        plan, fits = plan_check(options)
+        checks.append(fits)
+    checks += machine.space_checks(options or {}, plan, "WRONG" if cuda_devices() else "NOTE")
     print(_as_json(checks, plan) if arguments.json else _as_text(checks, plan))
     return 1 if any(check.status in BAD for check in checks) else 0
 
@@ -67,7 +60,7 @@ def run(argv: list[str]) -> int:
 def installation_checks() -> Iterator[Check]:
     """Versions of what blending needs, and whether this torch has CUDA devices."""
     version = ".".join(map(str, sys.version_info[:3]))
-    yield _verdict(sys.version_info >= (3, 11), f"python {version}", "use Python 3.11 or later")
+    yield verdict(sys.version_info >= (3, 11), f"python {version}", "use Python 3.11 or later")
     devices = cuda_devices()
     setup = f"pip install sglang=={SGLANG}" if devices else "make setup (installs the CPU environment)"
     yield _package("torch", setup)
@@ -82,9 +75,10 @@ def installation_checks() -> Iterator[Check]:
             yield Check("OK", f"CUDA device {name}, {size / memory.GIB:.1f} GiB")
     else:
         yield Check("NOTE", "no CUDA device: this machine serves with --device cpu")
+    yield from machine.gpu_checks(torch_cuda(), bool(devices))
     for name, purpose in OPTIONAL.items():
         found = installed_version(name)
-        yield _verdict(
+        yield verdict(
             bool(found), f"{name} {found or 'is not installed'}, for {purpose}", f"pip install {name}", "NOTE"
         )
 
@@ -97,7 +91,7 @@ def entry_point_checks(environment: Mapping[str, str]) -> Iterator[Check]:
     """
     for group, name in ENTRY_POINTS.items():
         remedy = "install the package: pip install --no-deps -e ."
-        yield _verdict(has_entry_point(group, name), f"entry point {group}: {name}", remedy, "MISSING")
+        yield verdict(has_entry_point(group, name), f"entry point {group}: {name}", remedy, "MISSING")
     plugin, cpu_platform = ENTRY_POINTS.values()
     listed = environment.get("SGLANG_PLUGINS", "")
     needed = {plugin} if cuda_devices() else {plugin, cpu_platform}
@@ -118,9 +112,9 @@ def config_checks(options: Mapping[str, Any]) -> Iterator[Check]:
     for name, role in (("model_path", "student"), ("speculative_draft_model_path", "teacher")):
         value = options.get(name)
         remedy = f"set it to the folder or Hugging Face id of the {role}"
-        yield _verdict(bool(value), f"{name} (the {role}) {value or 'is not set'}", remedy, "MISSING")
+        yield verdict(bool(value), f"{name} (the {role}) {value or 'is not set'}", remedy, "MISSING")
     backend = options.get("sampling_backend")
-    yield _verdict(backend == "trb", f"sampling_backend {backend}", "set it to trb: others draw from the student alone")
+    yield verdict(backend == "trb", f"sampling_backend {backend}", "set it to trb: others draw from the student alone")
     yield from _required_options(options)
     half = options.get("dtype", "auto") not in ("float32", "float")
     if half and not options.get("enable_fp32_lm_head"):
@@ -140,7 +134,10 @@ def plan_check(options: Mapping[str, Any]) -> tuple[memory.MemoryPlan | None, Ch
         return None, Check("WRONG", f"no memory plan: {error}", "give the option, or the path of the model")
     what = f"memory for {plan.tokens:,} tokens; context_length is {plan.context_length:,}"
     remedy = "a shorter context_length, a larger mem_fraction_static or max_total_tokens, or a larger device"
-    return plan, _verdict(plan.fits, what, remedy)
+    if plan.step_bytes > plan.left_bytes:
+        what = f"a step takes up to {plan.step_bytes / memory.GIB:.2f} GiB, {plan.left_bytes / memory.GIB:.2f} are left"
+        remedy = "a smaller max_running_requests or mem_fraction_static, or a larger device"
+    return plan, verdict(plan.fits, what, remedy)
 
 
 def device_bytes(options: Mapping[str, Any]) -> int:
@@ -159,6 +156,15 @@ def cuda_devices() -> list[tuple[str, int]]:
 
     properties = [torch.cuda.get_device_properties(n) for n in range(torch.cuda.device_count())]
     return [(device.name, device.total_memory) for device in properties]
+
+
+def torch_cuda() -> str | None:
+    """The CUDA version that torch was built for; None for a CPU build, and without torch."""
+    if installed_version("torch") is None:
+        return None
+    import torch
+
+    return torch.version.cuda
 
 
 def installed_version(distribution: str) -> str | None:
@@ -181,10 +187,6 @@ def import_error(module: str) -> str | None:
     except (ImportError, RuntimeError) as error:
         return str(error)
     return None
-
-
-def _verdict(good: bool, what: str, remedy: str, otherwise: str = "WRONG") -> Check:
-    return Check("OK", what) if good else Check(otherwise, what, remedy)
 
 
 def _package(name: str, remedy: str, *, exactly: str | None = None, checked_with: str | None = None) -> Check:
@@ -217,7 +219,7 @@ def _required_options(options: Mapping[str, Any]) -> Iterator[Check]:
             continue
         value = options.get(name)
         right = value == needed or (needed is False and not value)
-        yield _verdict(right, f"{name} {value}", f"set it to {needed}: {reason}")
+        yield verdict(right, f"{name} {value}", f"set it to {needed}: {reason}")
 
 
 def _as_text(checks: list[Check], plan: memory.MemoryPlan | None) -> str:

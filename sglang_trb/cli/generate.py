@@ -14,7 +14,10 @@ from typing import Any
 from sglang_trb.cli import complain, launching
 from sglang_trb.completions import TracedCompletion, by_label, token_pieces
 from sglang_trb.errors import InvalidParameter
+from sglang_trb.field_types import INT32_MAX
+from sglang_trb.fields import ServerFacts, words
 from sglang_trb.params import BlendParams, Rule
+from sglang_trb.request_fields import SamplingFields
 
 DESCRIPTION = """Draw rollouts in this process: each prompt under each law, seeds fixed, then what was drawn, token by
 token, shaded by beta."""
@@ -34,6 +37,7 @@ def run(argv: list[str]) -> int:
         if not prompts:
             raise InvalidParameter("--prompt", None, "at least one, here or in --prompts FILE")
         command = _command(arguments)
+        _require_drawable(arguments)
         _require_folders(arguments.html, arguments.jsonl)
         with warnings.catch_warnings(action="ignore"):
             launching.parse(command)
@@ -136,6 +140,18 @@ def _command(arguments: argparse.Namespace) -> list[str]:
     return [*launching.pair_command(arguments.student, arguments.teacher), *quiet]
 
 
+def _require_drawable(arguments: argparse.Namespace) -> None:
+    """Check the options of drawing as a server does; what depends on the models is left to it."""
+    any_pair = ServerFacts(vocab_size=INT32_MAX, context_length=INT32_MAX)
+    options = {"--n": ("n", arguments.n), "--max-tokens": ("max_new_tokens", arguments.max_tokens)}
+    options |= {"--temperature": ("temperature", arguments.temperature), "--seed": ("sampling_seed", arguments.seed)}
+    for option, (name, value) in options.items():
+        try:
+            SamplingFields.check({name: value}, any_pair)
+        except InvalidParameter:
+            raise InvalidParameter(option, value, words(SamplingFields, name)) from None
+
+
 def _require_folders(*outputs: Path | None) -> None:
     """Find out before the models are loaded whether the results can be written."""
     for path in outputs:
@@ -144,6 +160,8 @@ def _require_folders(*outputs: Path | None) -> None:
                 path.parent.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise InvalidParameter("output", str(path), f"a file in a folder that can be made ({error})") from None
+            if path.is_dir():
+                raise InvalidParameter("output", str(path), "a file: this is a folder")
 
 
 def _draw(
@@ -157,10 +175,13 @@ def _draw(
         chat = arguments.chat if arguments.chat is not None else bool(tokenizer.chat_template)
         jobs = list(_jobs(prompts, laws, arguments))
         print(f"drawing {len(jobs)} rollouts …", file=sys.stderr, flush=True)
-        results = engine.generate(
-            input_ids=[_encoded(tokenizer, prompt, chat) for prompt, _, _ in jobs],
-            sampling_params=[sampling for _, _, sampling in jobs],
-        )
+        try:
+            results = engine.generate(
+                input_ids=[_encoded(tokenizer, prompt, chat) for prompt, _, _ in jobs],
+                sampling_params=[sampling for _, _, sampling in jobs],
+            )
+        except ValueError as error:  # a prompt too long for this context, for one
+            raise InvalidParameter("--prompt", prompts, f"prompts that the server takes: {error}") from None
         return [
             TracedCompletion.from_wire(
                 result["meta_info"]["trb"],

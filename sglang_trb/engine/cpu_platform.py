@@ -50,3 +50,9 @@ class PlainCpuPlatform(CpuDeviceMixin, SRTPlatform):
         from sglang_trb.engine.cpu_allocator import TorchPagedAllocator
 
         return TorchPagedAllocator
+
+    def get_torch_profiler_activity_str(self) -> str:
+        return "CPU"
+
+    def get_torch_profiler_activity(self) -> torch.profiler.ProfilerActivity:
+        return torch.profiler.ProfilerActivity.CPU

@@ -11,10 +11,13 @@ from sglang.srt.arg_groups.overrides import declare_resolution, resolving_view
 from sglang.srt.environ import envs
 from sglang.srt.server_args import ServerArgs
 
-from sglang_trb.engine import plugin
+from sglang_trb.engine import keys, plugin, teacher_probe
+from sglang_trb.engine.joining import join_seconds
 from sglang_trb.engine.pair import Pair
-from sglang_trb.errors import NotInForce
-from sglang_trb.server_config import REQUIRED
+from sglang_trb.errors import InvalidParameter, NotInForce
+from sglang_trb.footprint import RUNNING_REQUESTS
+from sglang_trb.server_config import AT_LEAST_ONE, REQUIRED
+from sglang_trb.weight_files import require_weights
 
 logger = logging.getLogger(__name__)
 
@@ -35,8 +38,20 @@ def resolve_and_check(original: Callable[..., None], server_args: ServerArgs) ->
         return original(server_args)
     plugin.require_in_force()
     _check_required(server_args)
+    keys.hide_in_command_line(server_args)
+    keys.require_sendable(server_args)
+    _check_same_quantization(server_args)
     # It grows the student's KV pool once graphs are captured; the teacher's must keep the same slots.
     envs.SGLANG_ENABLE_POST_CAPTURE_KV_SIZING.set(False)
+    # SGLang turns it on by itself for some models; growing it for the larger of two frees what the other's graphs use.
+    declare_resolution(server_args, "sglang_trb", enforce_disable_flashinfer_allreduce_fusion=True)
+    if server_args.tp_size > 1:
+        # Sums on a device may differ in the last bit from rank to rank, and with them a token; then the ranks part.
+        os.environ.setdefault("SYNC_TOKEN_IDS_ACROSS_TP", "1")
+    if server_args.max_running_requests is None:  # SGLang derives it from the KV pool; a step's memory grows with it
+        declare_resolution(server_args, "sglang_trb", max_running_requests=RUNNING_REQUESTS)
+    warmups = ",".join(filter(None, (server_args.warmups, teacher_probe.WARMUP)))
+    declare_resolution(server_args, "sglang_trb", warmups=warmups)
     original(server_args)
     check(resolving_view(server_args))
 
@@ -62,6 +77,9 @@ def check(options: Any) -> None:
     for name, reason in FORBIDDEN_VARIABLES.items():
         if os.environ.get(name, "0").lower() not in ("", "0", "false"):
             raise NotInForce(f"the environment sets {name}={os.environ[name]}; unset it: {reason}")
+    join_seconds()  # a wrong value is refused now, not in the first update
+    if options.load_format != "dummy":
+        require_weights("model_path", options.model_path)
     Pair.load(options.model_path, options.speculative_draft_model_path)
     if options.dtype not in ("float32", "float") and not options.enable_fp32_lm_head:
         logger.warning("half-precision logits drown budgets below 0.005 nats; use --enable-fp32-lm-head")
@@ -76,7 +94,20 @@ def _check_same_files(options: Any) -> None:
             raise NotInForce(f"{name} is {getattr(options, name)!r}; a blending server needs {needed!r}: {reason}")
 
 
+def _check_same_quantization(written: Any) -> None:
+    """As written, before SGLang fills it in; how a checkpoint is quantised SGLang finds in its own configuration."""
+    value, needed = written.speculative_draft_model_quantization, written.quantization
+    if value not in (None, needed):
+        reason = "it would reach the teacher alone"
+        raise NotInForce(
+            f"speculative_draft_model_quantization is {value!r}; a blending server needs {needed!r}: {reason}"
+        )
+
+
 def _check_required(options: Any) -> None:
+    for name in AT_LEAST_ONE:
+        if (number := getattr(options, name, None)) is not None and number < 1:
+            raise InvalidParameter(name, number, "an integer of at least 1")
     for name, (needed, reason) in REQUIRED.items():
         value = getattr(options, name, needed)
         if value != needed and not (needed is False and not value):

@@ -25,10 +25,13 @@ from sglang.srt.runtime_context import get_model, get_schedule, get_spec
 
 from sglang_trb.blend import StopAlignment
 from sglang_trb.checkpoint import read_json
+from sglang_trb.engine.plan_fence import fence_plans
+from sglang_trb.engine.seal import Seal
 from sglang_trb.errors import InvalidParameter, PairMismatch
+from sglang_trb.footprint import step_bytes
+from sglang_trb.model_tensors import check_tensors
 from sglang_trb.stops import stop_alignment
 from sglang_trb.vocab import check_same_vocabulary
-from sglang_trb.weight_files import check_tensors
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import ScheduleBatch
@@ -112,6 +115,10 @@ class PairKVConfigurator(KVCacheConfigurator):
 
 class _PairRunner(ModelRunner):
     """What both runners share."""
+
+    def init_attention_backends(self) -> None:
+        super().init_attention_backends()
+        fence_plans(self)
 
     def init_kv_cache_configurator(self) -> None:
         super().init_kv_cache_configurator()
@@ -207,6 +214,7 @@ class PairedWorker(_RunnerWorker):
         self.teacher = TeacherWorker(**kwargs, is_draft_worker=True, context_length=self.model_config.context_len)
         for name, runner in (("student", self.model_runner), ("teacher", self.teacher.model_runner)):
             _require_plain_attention(name, runner)
+        self.teacher_seal = Seal(self.teacher.model_runner.model)
 
     def alloc_memory_pool(self, *args, **kwargs) -> None:
         teacher = self.teacher.model_runner
@@ -250,13 +258,16 @@ class PairedWorker(_RunnerWorker):
         return payload
 
     def memory_plan(self) -> dict[str, int]:
-        """Eq. 4-6 as allocated on this rank: bytes of weights, KV bytes per token, and the tokens that fit."""
+        """Eq. 4-6 as allocated on this rank: bytes of weights, KV bytes per token, and the tokens that fit; and the
+        most that a step of the blend takes beside them."""
         runners = {"student": self.model_runner, "teacher": self.teacher.model_runner}
         plan = {}
         for name, runner in runners.items():
             plan[f"{name}_weight_bytes"] = sum(p.numel() * p.element_size() for p in runner.model.parameters())
             plan[f"{name}_kv_bytes_per_token"] = runner.kv_cache_configurator.bytes_per_token()
-        return plan | {"max_total_tokens": self.model_runner.max_total_num_tokens}
+        vocab = max(runner.model_config.vocab_size for runner in runners.values())
+        step = step_bytes(self.model_runner.max_running_requests, vocab, torch.device(self.model_runner.device).type)
+        return plan | {"max_total_tokens": self.model_runner.max_total_num_tokens, "step_bytes": step}
 
 
 def _require_plain_attention(name: str, runner: ModelRunner) -> None:

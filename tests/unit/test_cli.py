@@ -3,10 +3,10 @@
 import argparse
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ from sglang_trb.cli import generate, main, serve
 from sglang_trb.errors import InvalidParameter, TrbError
 from sglang_trb.local_server import ADMIN_KEY_VARIABLE
 from sglang_trb.params import Rule
+from trainer.cli import stop_on_sigterm
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -35,9 +36,11 @@ def test_help_lists_every_command_and_is_quick():
 
 
 def _timed(*arguments):
-    started = time.monotonic()
+    """CPU seconds, which a busy machine does not stretch."""
+    started = os.times()
     trb(*arguments)
-    return time.monotonic() - started
+    ended = os.times()
+    return ended.children_user + ended.children_system - started.children_user - started.children_system
 
 
 def test_help_loads_neither_torch_nor_sglang():
@@ -195,6 +198,9 @@ def test_a_wrong_prompt_is_told_its_line(tmp_path, line):
         generate.read_prompts(path)
 
 
+DRAW = ["--prompt", "x", "--config", "server_configs/cpu-micro.yaml"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -204,9 +210,26 @@ def test_a_wrong_prompt_is_told_its_line(tmp_path, line):
         (["--prompt", "x", "--config", "c.yaml", "--teacher", "t"], "--config"),
         (["--prompt", "x", "--config", "absent.yaml"], "absent.yaml"),
         (["--prompts", "absent.jsonl"], "absent.jsonl"),
+        ([*DRAW, "--n", "0"], "--n: got 0; allowed: an integer from 1"),
+        ([*DRAW, "--temperature", "nan"], "--temperature: got nan; allowed: 0"),
+        ([*DRAW, "--max-tokens", "-1"], "--max-tokens: got -1"),
+        ([*DRAW, "--seed", str(2**70)], "--seed: got 1180591620717411303424"),
+        ([*DRAW, "--html", "/"], "output: got '/'; allowed: a file"),
     ],
 )
 def test_generate_refuses_wrong_usage(capsys, arguments, says):
     assert generate.run(arguments) == 2
     message = capsys.readouterr().err
     assert message.startswith("trb generate: ") and says in message and message.count("\n") == 1
+
+
+def test_sigterm_stops_a_training_that_a_script_put_into_the_background():
+    """There, shells have SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN), signal.getsignal(signal.SIGTERM)
+    try:
+        stop_on_sigterm()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGINT, before[0])
+        signal.signal(signal.SIGTERM, before[1])

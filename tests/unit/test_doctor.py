@@ -1,19 +1,32 @@
 """The doctor's report on healthy and broken installations and configurations."""
 
 import json
+from pathlib import Path
 
 import pytest
 import yaml
 
 from sglang_trb.cli import doctor
+from sglang_trb.cli import machine as host
 from sglang_trb.memory import GIB, H100_BYTES
 from tests.pairs import build_pair
 
 CPU_ONLY, H100 = [], [("NVIDIA H100 80GB HBM3", H100_BYTES)]
 
 
+SMI = "| NVIDIA-SMI 580.65.06      Driver Version: 580.65.06      CUDA Version: 13.0     |"
+NVCC = "Cuda compilation tools, release 13.0, V13.0.48"
+GPU_PACKAGES = {"flashinfer_python": "0.6.18", "sglang_kernel": "0.4.7"}
+
+
+@pytest.fixture
+def headers(tmp_path):
+    (tmp_path / "Python.h").touch()
+    return tmp_path
+
+
 @pytest.fixture(autouse=True)
-def machine(monkeypatch):
+def machine(monkeypatch, headers):
     """A healthy CPU machine; tests call it to change what is installed and which GPUs there are."""
     versions = {
         "torch": "2.13.0",
@@ -23,15 +36,25 @@ def machine(monkeypatch):
         "torchvision": "0.28.0",
     }
 
-    def change(devices=CPU_ONLY, entry_points=True, **packages):
+    def change(devices=CPU_ONLY, entry_points=True, free=100 * GIB, cuda=None, commands=None, **packages):
         installed = versions | {name.replace("_", "-"): version for name, version in packages.items()}
         monkeypatch.setattr(doctor, "installed_version", installed.get)
         monkeypatch.setattr(doctor, "cuda_devices", lambda: devices)
         monkeypatch.setattr(doctor, "has_entry_point", lambda group, name: entry_points)
         monkeypatch.setattr(doctor, "import_error", lambda module: None)
+        monkeypatch.setattr(doctor, "torch_cuda", lambda: cuda)
+        monkeypatch.setattr(host, "free_bytes", free if callable(free) else lambda path: free)
+        answers = {argv.split()[0]: text for argv, text in (commands or {}).items()}
+        monkeypatch.setattr(host, "run_command", lambda argv: answers.get(Path(argv[0]).name, ""))
+        there = [f"/usr/bin/{name}" for name in ("gcc", "g++", *answers)]
+        which = lambda name, path="/usr/bin": f"{path}/{name}" if f"{path}/{name}" in there else None  # noqa: E731
+        monkeypatch.setattr(host.shutil, "which", which)
 
     monkeypatch.delenv("SGLANG_PLUGINS", raising=False)
     monkeypatch.delenv("SGLANG_PLATFORM", raising=False)
+    for variable in ("CUDA_HOME", "CUDA_PATH", "HF_HOME", "HF_HUB_CACHE"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(host.sysconfig, "get_path", lambda name: str(headers))
     change()
     return change
 
@@ -137,6 +160,74 @@ def test_variables_that_hide_the_entry_points(machine, monkeypatch, report, vari
     assert status == (0 if hidden is None else 1)
     if hidden is not None:
         assert of(checks, hidden)[0] == "WRONG" and f"unset {variable}" in of(checks, hidden)[1]
+
+
+def test_a_gpu_machine_that_can_compile_passes(machine, report):
+    machine(devices=H100, cuda="13.0", commands={"nvidia-smi": SMI, "nvcc": NVCC}, **GPU_PACKAGES)
+    status, checks, _ = report()
+    assert status == 0
+    for line in ("the driver has CUDA 13.0", "nvcc 13.0 (/usr/bin/nvcc)", "gcc, g++ and Python.h"):
+        assert of(checks, line)[0] == "OK"
+
+
+def test_an_old_driver_is_named_though_torch_sees_no_device(machine, report):
+    machine(cuda="13.0", commands={"nvidia-smi": SMI.replace("13.0", "12.8"), "nvcc": NVCC})
+    status, checks, _ = report()
+    found, remedy = of(checks, "the driver has CUDA 12.8, torch was built for CUDA 13.0")
+    assert (status, found) == (1, "WRONG") and "newer driver: one that has CUDA 13" in remedy
+
+
+def test_the_gpu_beside_a_cpu_build_is_left_alone(machine, report):
+    machine(commands={"nvidia-smi": SMI})
+    status, checks, _ = report()
+    assert status == 0 and of(checks, "this torch is a CPU build")[0] == "NOTE"
+    assert not [what for what in checks if "nvcc" in what]
+
+
+def test_missing_compilers_are_named(machine, headers, monkeypatch, report):
+    (headers / "Python.h").unlink()
+    machine(devices=H100, cuda="13.0", commands={"nvidia-smi": SMI}, **GPU_PACKAGES)
+    status, checks, _ = report()
+    found, remedy = of(checks, "nvcc, with which SGLang compiles")
+    assert (status, found) == (1, "MISSING") and "cuda-toolkit-13" in remedy and "CUDA_HOME" in remedy
+    assert of(checks, "Python.h, with which") == ("MISSING", "apt-get install build-essential python3-dev")
+    machine(devices=H100, cuda="13.0", commands={"nvidia-smi": SMI, "nvcc": NVCC}, **GPU_PACKAGES)
+    monkeypatch.setenv("CUDA_HOME", "/opt/nothing")  # it decides, for SGLang as well
+    assert of(report()[1], "nvcc, with which SGLang compiles")[0] == "MISSING"
+
+
+def test_nvcc_of_another_cuda_is_noted(machine, report):
+    commands = {"nvidia-smi": SMI, "nvcc": NVCC.replace("13.0", "12.8")}
+    machine(devices=H100, cuda="13.0", commands=commands, **GPU_PACKAGES)
+    status, checks, _ = report()
+    assert status == 0 and of(checks, "nvcc 12.8 (/usr/bin/nvcc); torch's CUDA is 13")[0] == "NOTE"
+
+
+def test_too_little_disk_or_shared_memory(machine, config, report, tmp_path, monkeypatch):
+    space = lambda path: GIB // 16 if path == host.SHARED_MEMORY else 6 * GIB  # noqa: E731
+    gpu = {"devices": H100, "cuda": "13.0", "commands": {"nvidia-smi": SMI, "nvcc": NVCC}, **GPU_PACKAGES}
+    machine(free=space, **gpu)
+    status, checks, _ = report()
+    found, remedy = of(checks, "0.1 GiB free at /dev/shm, 1 needed")
+    assert (status, found) == (1, "WRONG") and "--shm-size" in remedy
+    assert of(checks, "6.0 GiB of disk free")[0] == "OK", "nothing to download"
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    hub = {"model_path": "Qwen/Qwen3-0.6B-Base", "speculative_draft_model_path": "Qwen/Qwen3-4B"}
+    path = config(**hub, device="cuda", dtype="bfloat16", mem_fraction_static=0.8, max_total_tokens=None)
+    assert of(report("--config", path)[1], "13.6 needed with the models to download")[0] == "WRONG"
+    (tmp_path / "models--Qwen--Qwen3-4B").mkdir()
+    assert of(report("--config", path)[1], "6.1 needed with the models")[0] == "WRONG"
+    machine(free=space)
+    assert report()[0] == 0, "a CPU needs little of either"
+
+
+def test_free_space_is_that_of_the_folder_to_be_made(monkeypatch, tmp_path):
+    monkeypatch.undo()
+    assert host.free_bytes(tmp_path / "not" / "yet") > 0
+    assert host.run_command(["echo", "out"]) == "out\n"
+    assert host.run_command(["false"]) == host.run_command(["no-such-command"]) == ""
+    assert host.hub_cache({"HF_HOME": "/data/hf"}) == Path("/data/hf/hub")
+    assert host.hub_cache({}) == Path("~/.cache/huggingface/hub").expanduser()
 
 
 def test_a_good_configuration_passes_with_its_plan(config, report):

@@ -39,6 +39,21 @@ def test_plain_pair_is_peaked_and_about_a_nat_apart(root):
     assert entropy < 0.5 * torch.tensor(float(pairs.TOKENIZER_SIZE)).log()
 
 
+def test_wide_pair_is_a_real_pairs_kl_apart_and_depends_on_its_context(root):
+    """Else a check of a GPU server against it could not tell right from wrong."""
+    pair = pairs.build_pair("wide", root)
+    ids = torch.randint(10, 1900, (1, 96), generator=torch.Generator().manual_seed(3))
+    laws = [log_probs(checkpoint, ids) for checkpoint in (pair.student, pair.teacher)]
+    p, q = laws
+    assert 0.1 < (p.exp() * (p - q)).sum(-1).mean() < 1.0
+    assert 0.1 < (q.exp() * (q - p)).sum(-1).mean() < 1.0
+    for checkpoint, law in zip((pair.student, pair.teacher), laws, strict=True):
+        assert 1.0 < -(law.exp() * law).sum(-1).mean() < 4.0
+        elsewhere = torch.cat([ids[:, 48:].flip(1), ids[:, 48:]], 1)
+        moved = log_probs(checkpoint, elsewhere)[60:]
+        assert (law[60:].exp() * (law[60:] - moved)).sum(-1).mean() > 0.03
+
+
 def test_small_tokenizer_has_the_documented_ids(root):
     tokenizer = AutoTokenizer.from_pretrained(pairs.build_pair("plain", root).student)
     assert len(tokenizer) == pairs.TOKENIZER_SIZE
