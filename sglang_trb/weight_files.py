@@ -1,107 +1,116 @@
-"""Checks of a checkpoint on disk, before any of its bytes go into a running model."""
+"""The safetensors files of a checkpoint on disk: which they are, what their headers say, and whether they are whole.
+
+Its index says which files are a checkpoint's; without an index it is ``model.safetensors`` alone. What else lies in the
+folder, such as the same weights as ``consolidated.safetensors``, is not read.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import struct
-from collections.abc import Iterable, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from sglang_trb.checkpoint import checkpoint_file
+from sglang_trb.checkpoint import checkpoint_folder
+from sglang_trb.errors import InvalidParameter
+
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 _MAX_HEADER = 100_000_000
 _MALFORMED = (ValueError, TypeError, AttributeError, LookupError, RecursionError)
 """What reading JSON of another form than expected raises."""
-_TIED = "lm_head.weight"
-"""Checkpoints of models with tied embeddings may hold this copy or leave it out."""
+_SAME_AGAIN = "consolidated.safetensors"
+"""Beside ``model.safetensors`` alone SGLang passes over this file, as over any that an index does not name."""
 
 Shape = tuple[int, ...]
-TensorLayout = dict[str, tuple[str, Shape]]
 
 
-def check_checkpoint(path: str, served: str) -> str | None:
-    """Why the checkpoint at ``path`` cannot replace the one that is served, or None when nothing speaks against it.
+@dataclasses.dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """Where a tensor is and what it is.
 
-    Reads headers and sizes only: the folder exists, its safetensors files are whole, and they hold the tensors of the
-    served checkpoint with the same shapes.
+    Attributes:
+        file: that holds it.
+        dtype: as safetensors names it, such as ``BF16``.
+        start, size: its bytes in the file.
+    """
+
+    file: Path
+    dtype: str
+    shape: Shape
+    start: int
+    size: int
+
+
+Layout = dict[str, StoredTensor]
+
+
+def require_weights(field: str, model: str | Path, *, download: bool = True) -> Path:
+    """The folder of a checkpoint whose weights are whole safetensors files; headers and sizes are read.
 
     Args:
-        path: the folder to load.
-        served: the folder or Hugging Face id that the server was started with; where its safetensors files are not on
-            this machine, only the new files themselves are checked.
+        field: the configuration's name for the checkpoint, for the message.
+        model, download: as in `checkpoint_folder`.
+
+    Raises:
+        InvalidParameter: they are not; names the file, and says how to make the files that are wanted.
     """
+    folder = checkpoint_folder(model, download=download)
     try:
-        new = read_layout(Path(path))
+        read_layout(folder)
     except (OSError, ValueError) as error:
-        return str(error)
-    old = _served_layout(served)
-    if old is None:
-        return None
-    missing = sorted(old.keys() - new.keys() - {_TIED})
-    if missing:
-        return f"the checkpoint is not of the served model: {missing[0]} is missing"
-    return check_tensors(((name, shape) for name, (_, shape) in new.items()), served)
+        remedy = "AutoModelForCausalLM.from_pretrained(OLD).save_pretrained(NEW) of transformers writes them"
+        raise InvalidParameter(field, str(model), f"a checkpoint of safetensors files: {error}; {remedy}") from None
+    return folder
 
 
-def check_tensors(described: Iterable[tuple[str, Sequence[int]]], served: str) -> str | None:
-    """Why tensors of these names and shapes are not the served model's, or None; ``served`` as in `check_checkpoint`.
-
-    SGLang's loaders skip a name that they do not know with a warning, so a misnamed tensor would count as pushed.
-    """
-    layout = _served_layout(served)
-    if layout is None:
-        return None
-    for name, shape in described:
-        if name not in layout:
-            if name == _TIED:
-                continue
-            return f"{name} is not a tensor of the served model"
-        if tuple(shape) != layout[name][1]:
-            return f"{name} has shape {list(shape)}, the served model's is {list(layout[name][1])}"
-    return None
-
-
-@cache
-def _served_layout(served: str) -> TensorLayout | None:
-    config = checkpoint_file(served, "config.json")
-    folder = config.parent if config else Path(served)
-    return read_layout(folder) if any(folder.glob("*.safetensors")) else None
-
-
-def read_layout(folder: Path) -> TensorLayout:
-    """The dtype and shape of each tensor in a folder of safetensors files.
+def read_layout(folder: Path) -> Layout:
+    """Every tensor of a checkpoint's safetensors files, by name.
 
     Raises:
         OSError: the folder or a file cannot be read.
-        ValueError: there is no safetensors file, or one is truncated or malformed; names the file.
+        ValueError: there is no safetensors file, or one is missing, truncated or malformed; names the file.
     """
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder")
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise ValueError(f"{folder} holds no .safetensors file")
-    layout: TensorLayout = {}
-    for file in files:
-        layout |= _read_header(file)
-    missing = _indexed_files(folder) - {file.name for file in files}
-    if missing:
-        raise ValueError(f"{folder} lacks {sorted(missing)[0]}, which its index names")
+    index = _read_index(folder)
+    layout: Layout = {}
+    for name in sorted(set(index.values())) or [SINGLE]:
+        layout |= _read_header(folder / name)
+    for tensor, name in index.items():
+        if tensor not in layout:
+            raise ValueError(f"{folder / name} lacks {tensor}, which its index says it holds")
     return layout
 
 
-def _indexed_files(folder: Path) -> set[str]:
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        return set()
-    try:
-        return set(json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values())
-    except _MALFORMED:
-        raise ValueError(f"{index} is not an index of safetensors files") from None
+def _read_index(folder: Path) -> dict[str, str]:
+    """Each tensor's file as the index has it; empty for a checkpoint that is one file."""
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder")
+    found = {file.name for file in folder.glob("*.safetensors")}
+    if (folder / INDEX).is_file():
+        try:
+            files = json.loads((folder / INDEX).read_bytes())["weight_map"]
+            index = {str(name): str(file) for name, file in files.items()}
+        except _MALFORMED:
+            raise ValueError(f"{folder / INDEX} is not an index of safetensors files") from None
+        missing = sorted(set(index.values()) - found)
+        if missing or not index:
+            raise ValueError(f"{folder} lacks {missing[0] if missing else 'the tensors'}, which its index names")
+        if SINGLE in found and SINGLE not in index.values():
+            both = f"{folder} holds {SINGLE} and an index of other files"
+            raise ValueError(f"{both}: transformers would read the one, SGLang the others; move one away")
+        return index
+    if SINGLE not in found:
+        others = sorted(found | {file.name for file in folder.glob("*.bin")})
+        instead = f"; it has {others[0]}" if others else ""
+        raise ValueError(f"{folder} holds no {SINGLE} and no {INDEX}{instead}")
+    if found - {SINGLE} not in (set(), {_SAME_AGAIN}):
+        other = sorted(found - {SINGLE, _SAME_AGAIN})[0]
+        raise ValueError(f"{folder} holds {other} beside {SINGLE} and no index: SGLang would load both; move one away")
+    return {}
 
 
-def _read_header(file: Path) -> TensorLayout:
+def _read_header(file: Path) -> Layout:
     with file.open("rb") as stream:
         prefix = stream.read(8)
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else _MAX_HEADER + 1
@@ -110,10 +119,15 @@ def _read_header(file: Path) -> TensorLayout:
         try:
             header: dict[str, Any] = json.loads(stream.read(length))
             header.pop("__metadata__", None)
-            end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
-            layout = {name: (str(entry["dtype"]), tuple(entry["shape"])) for name, entry in header.items()}
+            layout = {name: _stored(file, 8 + length, entry) for name, entry in header.items()}
         except _MALFORMED:
             raise ValueError(f"{file} has a broken safetensors header") from None
+    end = max((tensor.start + tensor.size for tensor in layout.values()), default=8 + length)
     if file.stat().st_size != end:
         raise ValueError(f"{file} has {file.stat().st_size} bytes, its header says {end}: it is incomplete")
     return layout
+
+
+def _stored(file: Path, base: int, entry: dict[str, Any]) -> StoredTensor:
+    start, end = entry["data_offsets"]
+    return StoredTensor(file, str(entry["dtype"]), tuple(map(int, entry["shape"])), base + start, end - start)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 
+from sglang_trb.checkpoint import checkpoint_folder
 from sglang_trb.memory import GIB, model_config, model_memory
 from sglang_trb.params import Return
 from sglang_trb.trace import SUPPORT_SIZE, TOKEN_FIELDS
+from sglang_trb.weight_files import read_layout
 from trainer.config import RunConfig
 
 
@@ -59,18 +62,38 @@ def journal_bytes(returned: Return) -> int:
     return 4 + 4 * len(TOKEN_FIELDS) * returned.includes(Return.TOKENS) + supports * SUPPORT_SIZE * 3 * 4
 
 
+def _student_line(student: str) -> str:
+    """Refuses a student that could not be trained, as the run's start does, but downloads nothing."""
+    from trainer.student_folder import check_student
+
+    try:
+        if not Path(student).is_dir():
+            read_layout(checkpoint_folder(student, download=False))
+    except (OSError, ValueError):
+        return f"student: {student} is not on this machine yet; whether it can be trained shows when the run starts"
+    tensors = check_student(student, download=False).required
+    return f"student: {student}, {len(tensors)} tensors, named by transformers as by its files"
+
+
 def describe(config: RunConfig, processes: int) -> Iterator[str]:
-    """The plan, line by line."""
+    """The plan, line by line.
+
+    Raises:
+        InvalidParameter: the student cannot be trained.
+    """
     rollouts, memory = config.rollouts, training_memory(config, processes)
     per_step = rollouts.prompts_per_step * rollouts.samples_per_prompt
     tokens = per_step * rollouts.max_new_tokens
     yield f"{config.steps} updates, each of {per_step} rollouts of at most {rollouts.max_new_tokens} tokens"
+    first = config.data.first_prompt
+    yield f"prompts {first} to {first + config.steps * rollouts.prompts_per_step - 1} of the seed's order"
     for step in sorted({0, 1, config.steps // 4, config.steps // 2, config.steps - 1}):
         blend, temperature = config.sampling(step)
         yield f"  step {step:4}: rule {blend.rule.value}, epsilon {blend.epsilon:g}, temperature {temperature:g}"
     yield f"loss: {config.loss.model_dump(mode='json')}"
     size = journal_bytes(config.sampling(0)[0].returned)
     yield f"journal: {size} bytes a token, at most {tokens * size / GIB:.2f} GiB a step"
+    yield _student_line(config.models.student)
     evaluation = config.evaluation
     for benchmark in evaluation.benchmarks:
         yield f"evaluation every {evaluation.every}: {benchmark.name}, {benchmark.samples} samples a problem"

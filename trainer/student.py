@@ -6,15 +6,18 @@ _K asked ids.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
+from transformers.core_model_loading import revert_weight_conversion
 
 from sglang_trb.errors import InvalidParameter
+from sglang_trb.model_tensors import ModelTensors, own_tensors
 from trainer.log_probs import DEFAULT_CHUNK, Vocabulary, gathered_log_probs
+from trainer.student_folder import STUDENT_FIELD, check_student
 
 _LOGIT_CHANGES = (
     "final_logit_softcapping", "output_logit_soft_cap", "logits_soft_cap", "logits_scaling", "logit_scale",
@@ -49,7 +52,7 @@ class Student(nn.Module):
 
     Raises:
         InvalidParameter: a model whose logits are not a plain linear map of its hidden states: capped, scaled, with a
-            bias, or without an ``lm_head``.
+            bias, or without an ``lm_head``; or a checkpoint as `check_student` refuses it.
     """
 
     def __init__(
@@ -62,9 +65,11 @@ class Student(nn.Module):
         chunk: int = DEFAULT_CHUNK,
     ) -> None:
         super().__init__()
+        tensors = check_student(checkpoint)
         self.causal_lm = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype, attn_implementation="sdpa")
         self.causal_lm.config.use_cache = False
         _check_plain_head(checkpoint, self.causal_lm)
+        _check_saved(checkpoint, self, tensors)
         self.causal_lm.lm_head = LogProbHead(self.causal_lm.lm_head, vocabulary, chunk)
         if gradient_checkpointing:
             self.causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -95,9 +100,28 @@ class Student(nn.Module):
         predicts_BT = (position_1T >= first_B1) & (position_1T < first_B1 + response_lengths_B[:, None])
         return self.causal_lm.lm_head(hidden_BTH[predicts_BT], ids_NK)
 
-    def named_weights(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Each parameter once, under its name in the model as loaded: a tied output head is the embeddings."""
-        return self.causal_lm.named_parameters()
+    def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """`own_tensors` under their names in transformers' model: a tied output head is the embeddings."""
+        yield from own_tensors(self.causal_lm).items()
+
+    def as_saved(self, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Whole weights by `named_weights`' names → as the checkpoint has them, by name and shape.
+
+        They differ where transformers computes with several tensors as one: the experts of a layer, for example. What
+        it did when it loaded them is undone, as by its own ``save_pretrained``.
+        """
+        saved = revert_weight_conversion(self.causal_lm, dict(weights))
+        return {name: weight.contiguous() for name, weight in saved.items()}
+
+
+def _check_saved(checkpoint: str, student: Student, tensors: ModelTensors) -> None:
+    """What will be pushed is the checkpoint's own tensors, each of them once."""
+    empty = {name: torch.empty_like(weight, device="meta") for name, weight in student.named_weights()}
+    saved = {name: tuple(weight.shape) for name, weight in student.as_saved(empty).items()}
+    odd = sorted(saved.items() ^ tensors.required.items())
+    if odd:
+        allowed = f"a checkpoint that transformers would save with the same tensors; {odd[0][0]} differs"
+        raise InvalidParameter(STUDENT_FIELD, checkpoint, allowed)
 
 
 def _check_plain_head(checkpoint: str, model: Any) -> None:

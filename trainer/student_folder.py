@@ -1,4 +1,4 @@
-"""A student on disk, as transformers and SGLang load it."""
+"""A student on disk, as transformers and SGLang load it: which one can be trained, how it is read and written."""
 
 from __future__ import annotations
 
@@ -6,19 +6,47 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-import huggingface_hub
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
-from sglang_trb.checkpoint import checkpoint_file
+from sglang_trb.checkpoint import checkpoint_file, checkpoint_folder
+from sglang_trb.errors import InvalidParameter
+from sglang_trb.model_tensors import ModelTensors
+from sglang_trb.vocab import VOCABULARY_FILES
+from sglang_trb.weight_files import read_layout, require_weights
 from trainer.atomic import new_folder
 
 _COMPANIONS = (
-    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
-    "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "tokenizer.model",
+    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "merges.txt",
+    "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", *VOCABULARY_FILES,
 )  # fmt: skip
 """What makes weights a checkpoint; a source has some of these."""
+STUDENT_FIELD = "models.student"
+"""Of the configuration."""
+
+
+def check_student(source: str, *, download: bool = True) -> ModelTensors:
+    """Refuse a student that could not be trained and pushed, before anything is loaded or drawn.
+
+    Its weights are safetensors files, and what transformers makes of its configuration has exactly their names and
+    shapes: the trainer computes with transformers' model and pushes what SGLang reads under the checkpoint's names.
+
+    Args:
+        source: the checkpoint folder or Hugging Face id.
+        download: as in `checkpoint_folder`.
+
+    Returns:
+        What it is made of.
+
+    Raises:
+        InvalidParameter: it could not; says why.
+    """
+    tensors = ModelTensors.of(require_weights(STUDENT_FIELD, source, download=download))
+    if tensors.problem is not None:
+        allowed = f"a checkpoint whose tensors are those of transformers' model of it: {tensors.problem}"
+        raise InvalidParameter(STUDENT_FIELD, source, allowed)
+    return tensors
 
 
 def write_student(folder: Path, weights: Mapping[str, torch.Tensor], source: str) -> None:
@@ -46,15 +74,15 @@ def write_student(folder: Path, weights: Mapping[str, torch.Tensor], source: str
 
 
 def read_weights(source: str | Path) -> dict[str, torch.Tensor]:
-    """The weights of a checkpoint folder or Hugging Face id, on the CPU.
+    """The parameters of a checkpoint folder or Hugging Face id, on the CPU; not what its files hold besides.
 
     Raises:
-        FileNotFoundError: it holds no safetensors file.
+        InvalidParameter, OSError, ValueError: it is not there, or its weights are not whole safetensors files.
     """
-    folder = Path(source)
-    if not folder.is_dir():
-        folder = Path(huggingface_hub.snapshot_download(str(source), allow_patterns=["*.safetensors"]))
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise FileNotFoundError(f"{folder} holds no safetensors file")
-    return {name: weight for file in files for name, weight in load_file(file).items()}
+    folder = checkpoint_folder(source)
+    layout, names = read_layout(folder), ModelTensors.of(folder).required
+    weights: dict[str, torch.Tensor] = {}
+    for file in sorted({layout[name].file for name in names}):
+        with safe_open(file, "pt") as tensors:
+            weights |= {name: tensors.get_tensor(name) for name in names if layout[name].file == file}
+    return weights

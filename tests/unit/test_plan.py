@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
+from sglang_trb.cli.main import main
+from tests.pairs import build_pair
 from trainer.cli.train import run
 from trainer.config_file import load_config
 from trainer.plan import journal_bytes, training_memory
@@ -29,6 +33,23 @@ def test_statistics_of_a_token():
     assert journal_bytes(config.sampling(0)[0].returned) == 4 + 7 * 4 + 16 * 12
     config = load_config(PAPER, ["loss={name: entropy_aware}"])
     assert journal_bytes(config.sampling(0)[0].returned) == 4 + 7 * 4 + 2 * 16 * 12
+
+
+def test_dry_run_refuses_a_student_that_could_not_be_pushed(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    student = shutil.copytree(build_pair("plain").student, tmp_path / "student")
+    command = ["train", "--config", "examples/micro/trb.yaml", "--dry-run", f"models.student={student}"]
+    assert main(command) == 0
+    assert f"# student: {student}, 25 tensors" in capsys.readouterr().out
+    weights = load_file(student / "model.safetensors")
+    renamed = {name.replace("mlp.down_proj", "mlp.experts.down_proj"): w for name, w in weights.items()}
+    save_file(renamed, student / "model.safetensors")
+    assert main(command) == 1
+    assert "model.layers.0.mlp.down_proj.weight, which its files do not hold" in capsys.readouterr().err
+    (student / "model.safetensors").rename(student / "pytorch_model.bin")
+    for refused in (command, ["evaluate", *command[1:3], command[-1], "--step", "0"]):
+        assert main(refused) == 1
+        assert "it has pytorch_model.bin" in capsys.readouterr().err
 
 
 def test_dry_run_prints_the_plan_and_the_configuration(capsys, monkeypatch):

@@ -20,8 +20,7 @@ class LetterTokenizer:
 
     chat_template = "yes"
 
-    def __call__(self, text, add_special_tokens):
-        assert add_special_tokens is False
+    def __call__(self, text):
         return {"input_ids": [ord(letter) for letter in text]}
 
     def apply_chat_template(self, messages, **options):
@@ -58,6 +57,14 @@ def test_the_order_depends_on_the_seed_alone():
     assert [prompt.problem for prompt in stream(seed=None).step(1)] == [3, 4, 5]
 
 
+@pytest.mark.parametrize("seed", [0, None])
+def test_a_stream_that_begins_later_has_the_same_prompts_from_there_on(seed):
+    """Over the end of an epoch, too: 10 prompts."""
+    whole = [prompt for k in range(8) for prompt in stream(seed=seed).step(k)]
+    later = stream(seed=seed, first=6)
+    assert [prompt for k in range(6) for prompt in later.step(k)] == whole[6:]
+
+
 def test_unusable_prompts_are_left_out_and_counted():
     prompts = stream(max_prompt_tokens=5)
     assert len(prompts) == 5 and prompts.left_out == {"longer than 5 tokens": 5}
@@ -79,6 +86,22 @@ def test_rendering():
     assert text_of(Renderer(tokenizer, "raw")("1+1=")) == "1+1="
     assert text_of(Renderer(tokenizer)("hi")) == "user:hi|think=default"
     assert text_of(Renderer(tokenizer, "chat", "be brief", False)("hi")) == "system:be brief|user:hi|think=False"
+
+
+def test_raw_prompts_begin_as_the_tokenizer_begins_any_text():
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
+
+    from tests.pairs import ENDOFTEXT, small_tokenizer
+
+    plain = small_tokenizer()
+    with_bos = type(plain).from_str(plain.to_str())
+    bos = plain.token_to_id(ENDOFTEXT)
+    with_bos.post_processor = TemplateProcessing(single=f"{ENDOFTEXT} $A", special_tokens=[(ENDOFTEXT, bos)])
+    ids = plain.encode("one two").ids
+    for tokenizer, begin in ((plain, []), (with_bos, [bos])):
+        render = Renderer(PreTrainedTokenizerFast(tokenizer_object=tokenizer), "raw")
+        assert list(render("one two")) == begin + ids
 
 
 def test_a_template_that_is_not_there_is_named():

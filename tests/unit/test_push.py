@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import types
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import constants
+from safetensors.torch import load_file
 
+from sglang_trb.model_tensors import check_checkpoint
+from tests.pairs import build_pair, hub_cache, shard
 from trainer.client import Refused
 from trainer.config import Push
 from trainer.push import make_pusher, tensor
@@ -25,10 +31,12 @@ class Server:
 
     def __init__(self, **refusing: str) -> None:
         self.asked: list[str] = []
+        self.bodies: list[dict[str, Any]] = []
         self._refusing = refusing
 
     async def post(self, route: str, body: dict[str, Any], timeout_s: float) -> None:
         self.asked.append(route)
+        self.bodies.append(body)
         message = self._refusing.pop(route.removeprefix("/"), None)
         if message is not None:
             raise Refused(message)
@@ -79,6 +87,27 @@ def test_a_part_larger_than_the_shared_memory_is_refused_before_it_is_written(mo
     monkeypatch.setattr(tensor.shutil, "disk_usage", lambda path: types.SimpleNamespace(free=100))
     with pytest.raises(OSError, match=r"push\.bucket_mib"):
         tensor._shared(WEIGHTS)
+
+
+@pytest.mark.parametrize("route", ["disk", "tensor", "distributed"])
+def test_a_student_of_the_hub_is_held_as_its_own_tensors(route, tmp_path, monkeypatch):
+    student = shutil.copytree(build_pair("plain").student, tmp_path / "student")
+    weights = load_file(student / "model.safetensors")
+    shard(student, **{"model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(8)})
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(hub_cache(tmp_path / "hub", "some/student", student)))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    pusher = make_pusher(Push(route=route), tmp_path, "some/student")
+    pusher.hold_folder("some/student", "run/step-0@token")
+    if route == "disk":  # in a folder that the servers share, with all that makes a checkpoint
+        server = Server()
+        asyncio.run(pusher.resync(server))
+        folder = Path(server.bodies[0]["model_path"])
+        assert folder.parent == tmp_path / "push" and check_checkpoint(folder, "some/student") is None
+        assert {"config.json", "tokenizer.json"} <= {file.name for file in folder.iterdir()}
+        held = load_file(folder / "model.safetensors")
+    else:
+        held = pusher._weights
+    assert held.keys() == weights.keys() and all(torch.equal(held[name], weights[name]) for name in weights)
 
 
 @pytest.mark.parametrize("route", ["disk", "tensor", "distributed"])

@@ -13,10 +13,12 @@ from transformers import (
     CohereConfig,
     FalconH1Config,
     Gemma2Config,
+    Glm4MoeConfig,
     GPT2Config,
     GraniteConfig,
     PhiConfig,
     Qwen3Config,
+    Qwen3MoeConfig,
 )
 
 from sglang_trb import align_eos
@@ -45,10 +47,17 @@ def save(config, folder):
     return str(folder)
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
+EXPERTS = {"num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+CHECKPOINTS = {
+    "tied": Qwen3Config(**TINY, **HEADS, head_dim=16, tie_word_embeddings=True),
+    "untied": Qwen3Config(**TINY, **HEADS, head_dim=16, tie_word_embeddings=False),
+    "experts": Qwen3MoeConfig(**TINY, **HEADS, **EXPERTS, head_dim=16),  # transformers computes with all of them as one
+}
+
+
+@pytest.fixture(scope="module", params=CHECKPOINTS)
 def checkpoint(request, tmp_path_factory):
-    config = Qwen3Config(**TINY, **HEADS, head_dim=16, tie_word_embeddings=request.param)
-    return save(config, tmp_path_factory.mktemp("qwen3") / "student")
+    return save(CHECKPOINTS[request.param], tmp_path_factory.mktemp("qwen3") / "student")
 
 
 def batch():
@@ -106,14 +115,20 @@ def test_log_probs_and_gradients_are_those_of_each_sequence_alone(checkpoint, gr
         assert (parameter.grad - theirs[name].grad).norm() < 1e-4 * scale, name
 
 
+def saved_weights(student):
+    return student.as_saved({name: parameter.detach().clone() for name, parameter in student.named_weights()})
+
+
 def test_weights_have_their_names_in_the_checkpoint_and_load_again(checkpoint, tmp_path):
     student = Student(checkpoint, VOCABULARY, dtype=torch.float32)
+    before = load_file(f"{checkpoint}/model.safetensors")
+    loaded = saved_weights(student)
+    assert loaded.keys() == before.keys() and all(torch.equal(loaded[name], before[name]) for name in before)
     optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
     log_probs_NK, _ = student(*batch())
     expected_loss(log_probs_NK).backward()
     optimizer.step()
-    weights = {name: parameter.detach().clone() for name, parameter in student.named_weights()}
-    before = load_file(f"{checkpoint}/model.safetensors")
+    weights = saved_weights(student)
     assert weights.keys() == before.keys()
     assert not torch.equal(weights["model.embed_tokens.weight"], before["model.embed_tokens.weight"])
     tied = "lm_head.weight" not in before
@@ -125,6 +140,18 @@ def test_weights_have_their_names_in_the_checkpoint_and_load_again(checkpoint, t
     arguments = batch()
     want_NK, _ = plain(again, arguments[0], arguments[3])
     torch.testing.assert_close(student(*arguments)[0].double(), want_NK, rtol=0, atol=TOLERANCE)
+
+
+def test_buffers_that_a_checkpoint_keeps_are_saved_with_the_weights(tmp_path):
+    """The bias that balances experts is no parameter, and a checkpoint without it would be another model."""
+    experts = EXPERTS | {"n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1}
+    checkpoint = save(Glm4MoeConfig(**TINY, **HEADS, **experts, head_dim=16), tmp_path / "model")
+    before = load_file(f"{checkpoint}/model.safetensors")
+    bias = "model.layers.1.mlp.gate.e_score_correction_bias"
+    before[bias] = torch.arange(4.0)
+    save_file(before, f"{checkpoint}/model.safetensors", metadata={"format": "pt"})
+    saved = saved_weights(Student(checkpoint, VOCABULARY, dtype=torch.float32))
+    assert saved.keys() == before.keys() and all(torch.equal(saved[name], before[name]) for name in before)
 
 
 def test_the_whole_state_has_transformers_names(checkpoint):
@@ -178,3 +205,23 @@ def test_a_scale_of_one_and_another_name_of_the_trunk_are_fine(tmp_path):
         want_NK, _ = plain(AutoModelForCausalLM.from_pretrained(checkpoint), arguments[0], arguments[3])
         log_probs_NK, _ = Student(checkpoint, VOCABULARY, dtype=torch.float32)(*arguments)
         torch.testing.assert_close(log_probs_NK.double(), want_NK, rtol=0, atol=TOLERANCE)
+
+
+def test_a_checkpoint_that_could_not_be_pushed_is_refused_before_it_is_loaded(tmp_path):
+    config = Qwen3Config(**TINY, **HEADS, head_dim=16, tie_word_embeddings=True)
+    folder = tmp_path / "student"
+    save(config, folder)
+    weights = load_file(folder / "model.safetensors")
+    changed = {"model.norm.weight": None, "model.embed_tokens.weight": torch.zeros(8, 32)}
+    for name, tensor in changed.items():
+        others = {n: w for n, w in weights.items() if n != name} | ({} if tensor is None else {name: tensor})
+        save_file(others, folder / "model.safetensors")
+        with pytest.raises(InvalidParameter, match=rf"^models.student: got '{folder}'; allowed: .*{name}"):
+            Student(str(folder), VOCABULARY, dtype=torch.float32)
+    # A head that is not the embeddings, though the configuration says so: transformers trains it, SGLang ignores it.
+    save_file(weights | {"lm_head.weight": torch.zeros(ROWS, 32)}, folder / "model.safetensors")
+    with pytest.raises(InvalidParameter, match=r"lm_head\.weight differs"):
+        Student(str(folder), VOCABULARY, dtype=torch.float32)
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(InvalidParameter, match=r"pytorch_model\.bin.*save_pretrained"):
+        Student(str(folder), VOCABULARY, dtype=torch.float32)

@@ -12,7 +12,7 @@ import torch
 from trainer.atomic import remove_folder
 from trainer.client import TrbClient
 from trainer.push.pusher import PUSH_SECONDS, Pusher
-from trainer.student_folder import write_student
+from trainer.student_folder import read_weights, write_student
 
 
 class DiskPusher(Pusher):
@@ -39,8 +39,9 @@ class DiskPusher(Pusher):
         self.hold_folder(target, weight_version)
 
     def hold_folder(self, folder: str | Path, weight_version: str) -> None:
-        self._current = os.fspath(Path(folder).resolve()) if Path(folder).is_dir() else os.fspath(folder)
-        self._version = weight_version
+        if not Path(folder).is_dir():  # an id on the hub: its snapshot is in a cache that the servers need not share
+            return self.hold(read_weights(folder), weight_version)
+        self._current, self._version = os.fspath(Path(folder).resolve()), weight_version
 
     async def resync(self, client: TrbClient) -> None:
         assert self._current is not None, "hold() comes first"
