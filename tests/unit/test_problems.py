@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import math
+import re
+from datetime import date
+from decimal import Decimal
 
 import pyarrow
 import pyarrow.parquet
@@ -39,8 +44,12 @@ def test_json_lines_and_parquet_are_read_alike(tmp_path):
         (0.5, "0.5"),
         (["5"], "5"),
         (["1", "2"], "1, 2"),
+        ([1, 2.50], "1, 2.5"),
         (None, None),
         ("So 2 * 3.\n#### 1,234", "1234"),
+        ("## 1\n#### 2\nand\n#### 3\n\n", "3"),
+        (" 5\n", "5"),
+        (10**22, "10000000000000000000000"),
     ],
 )
 def test_answers(tmp_path, answer, want):
@@ -54,12 +63,122 @@ def test_columns_have_any_names(tmp_path):
     assert read(path, question_field="problem", answer_field=None) == [Problem("a", "?", None)]
 
 
-def test_rows_are_chosen_by_their_columns(tmp_path):
-    rows = [{"question": f"{i}?", "answer": i, "id": 1, "source": f"set{i}"} for i in range(3)]
-    path = write(tmp_path / "p.jsonl", *rows)
-    assert read(path, where={"source": "set2"}) == [Problem("1", "2?", "2")]
-    with pytest.raises(BadProblems, match="no problem with {'source': 'none'}"):
-        read(path, where={"source": "none"})
+@pytest.mark.parametrize("written", ["1e22", "1E+22", "1e-7", "0.10", "-0.0", "1e400", "12345678901234567890"])
+def test_numbers_stay_as_the_file_writes_them(tmp_path, written):
+    path = write(tmp_path / "p.jsonl", f'{{"question": "?", "answer": {written}}}')
+    assert read(path)[0].answer == written
+    assert read(write(path, f'{{"question": "?", "answer": [{written}]}}'))[0].answer == written
+
+
+def test_decimal_and_nested_columns_of_parquet(tmp_path):
+    rows = [{"question": "?", "answer": Decimal("12.50"), "level": Decimal("5.0")}, {"question": "!", "answer": None}]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "p.parquet")
+    assert read(tmp_path / "p.parquet", where={"level": 5}) == [Problem("1", "?", "12.50")]
+    assert read(tmp_path / "p.parquet", where={"level": None}) == [Problem("2", "!", None)]
+    rows = [rows[0] | {"of": {"day": date(2024, 1, 2)}}, rows[1] | {"of": None}]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "q.parquet")
+    assert read(tmp_path / "q.parquet", where={"of.day": "2024-01-02"}) == [Problem("1", "?", "12.50")]
+    assert read(tmp_path / "q.parquet", where={"of.day": None}) == [Problem("2", "!", None)]
+
+
+VALUES = {"int": 5, "float": 0.1, "yes": True, "no": False, "nothing": None, "text": "true", "one": 1, "large": 10**30}
+
+
+@pytest.mark.parametrize(
+    ("where", "matches"),
+    [
+        ({"int": 5}, True),
+        ({"int": 5.0}, True),
+        ({"int": "5"}, True),
+        ({"float": 0.1}, True),
+        ({"float": "0.1"}, True),
+        ({"yes": True}, True),
+        ({"yes": "true"}, True),
+        ({"yes": "True"}, False),
+        ({"no": False, "nothing": None}, True),
+        ({"nothing": "null"}, True),
+        ({"nothing": "None"}, False),
+        ({"text": "true"}, True),
+        ({"text": True}, False),
+        ({"one": True}, False),
+        ({"yes": 1}, False),
+        ({"no": 0}, False),
+        ({"no": None}, False),
+        ({"large": 10**30}, True),
+        ({"large": 1e30}, False),
+    ],
+)
+def test_rows_are_chosen_by_the_values_of_their_columns(tmp_path, where, matches):
+    path = write(tmp_path / "p.jsonl", {"question": "?", "answer": 1, **VALUES})
+    if matches:
+        assert len(read(path, where=where)) == 1
+    else:
+        with pytest.raises(BadProblems, match=re.escape(f"no problem with {where}")):
+            read(path, where=where)
+
+
+def test_what_a_row_is_chosen_by_is_checked():
+    for wrong in ([5], {"a": 1}, float("nan")):
+        with pytest.raises(ValueError, match="allowed: text, a number, true, false or null"):
+            Source(path="p", where={"level": wrong})
+    assert Source.model_validate_json(Source(path="p", where={"a": True, "b": 1}).model_dump_json()).where["a"] is True
+
+
+def test_ids_that_cannot_be_used_are_made_up(tmp_path):
+    ids = ["a", None, "a", 7, "", 2, True]
+    path = write(tmp_path / "p.jsonl", *({"question": "?", "answer": 1, "id": id} for id in ids), {**GOOD})
+    assert [p.id for p in read(path)] == ["a", "2", "a (row 3)", "7", "5", "2 (row 6)", "true", "8"]
+
+
+def test_compressed_lines_shards_and_blank_lines(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    rows = [{"question": f"{i}?", "answer": i} for i in range(4)]
+    want = [Problem(str(i + 1), f"{i}?", str(i)) for i in range(4)]
+    with gzip.open(tmp_path / "all.jsonl.gz", "wt") as stream:
+        stream.write("\n".join(map(json.dumps, rows)) + "\n\n \n")
+    assert read("~/all.jsonl.gz") == want
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    write(shards / "train-1.jsonl", *rows[2:])
+    write(shards / "train-0.jsonl", *rows[:2], "")
+    (shards / "README.md").write_text("no rows")
+    assert read(shards) == read(shards / "train-*.jsonl") == read(tmp_path / "**" / "*.jsonl") == want
+    write(shards / "train-1.jsonl", rows[0], "{")
+    with pytest.raises(BadProblems, match=r"train-1\.jsonl, line 2: got no JSON"):
+        read(shards)
+
+
+def test_a_question_in_two_columns(tmp_path):
+    row = {"body": "Ann has 2.", "ask": {"en": "How many {apples}?"}, "points": 1.50, "answer": "2"}
+    path = write(tmp_path / "p.jsonl", row)
+    (problem,) = read(path, question_field="{body} {ask.en} ({points} {{points}})")
+    assert problem.question == "Ann has 2. How many {apples}? (1.5 {points})"
+    with pytest.raises(BadProblems, match="line 1: there is no column 'text'; there are: body"):
+        read(path, question_field="{body} {text}")
+    write(path, row | {"body": None})
+    with pytest.raises(BadProblems, match="line 1, body: got None; allowed: text or a number"):
+        read(path, question_field="{body} {ask.en}")
+    for wrong in ("{body", "{body!r}", "{body:5}", "{}", "{{body}}"):
+        with pytest.raises(ValueError, match="question_field\n.*allowed: a column, or a template"):
+            Source(path="p", question_field=wrong)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "answer", "want"),
+    [
+        (r"^(.*?) *\([^()]*\)$", "9 (apples)", "9"),
+        (r"^(.*?) *(?:\([^()]*\))?$", "9", "9"),
+        (r"The answer is: (.*)", "So #### 5 it is.\nThe answer is: 15", "15"),
+    ],
+)
+def test_an_answer_within_its_column(tmp_path, pattern, answer, want):
+    path = write(tmp_path / "p.jsonl", {"question": "?", "answer": answer})
+    assert read(path, answer_pattern=pattern)[0].answer == want
+    with pytest.raises(BadProblems, match=r"line 1, answer: got .*; allowed: what answer_pattern '\(xyz\)' finds"):
+        read(path, answer_pattern="(xyz)")
+    for wrong in ("(", "a", "(a)(b)", "a" * 501):
+        with pytest.raises(ValueError, match="answer_pattern"):
+            Source(path="p", answer_pattern=wrong)
 
 
 def test_a_nested_column_and_the_answer_in_a_trace(tmp_path):
@@ -114,10 +233,22 @@ GOOD = {"question": "?", "answer": "1"}
         ([{"question": "?"}], "there is no column 'answer'"),
         ([{"question": "  ", "answer": "1"}], "line 1, question: got '  '; allowed: text that is not empty"),
         ([{"question": 5, "answer": "1"}], "line 1, question: got 5"),
-        ([{"question": "?", "answer": [1, 2]}], "line 1, answer"),
+        ([GOOD | {"answer": []}], "line 1, answer: got \\[\\]; allowed: text, a number, or a list"),
+        ([GOOD | {"answer": ["1", None]}], "line 1, answer"),
+        ([GOOD | {"answer": {"a": 1}}], "line 1, answer"),
+        (['{"question": "?", "answer": NaN}'], "line 1, answer: got nan"),
+        (['{"question": "?", "answer": -Infinity}'], "line 1, answer: got -inf"),
+        ([GOOD, GOOD | {"answer": " "}], "line 2, answer: got ' '; allowed: an answer, or null"),
+        ([GOOD | {"answer": "So\n####"}], "line 1, answer: got .*; allowed: an answer, or null"),
+        ([GOOD | {"answer": "5 #### is it"}], "line 1, answer: got .*; allowed: text whose last line is ####"),
+        ([GOOD | {"answer": "#### 5\nThe answer is: 5"}], "line 1, answer: got .*allowed: text whose last line"),
+        ([GOOD | {"answer": "\ud800"}], "line 1, answer: got a lone surrogate"),
+        ([GOOD | {"answer": ["1", "\ud800"]}], "line 1, answer: got a lone surrogate"),
+        ([GOOD | {"id": "\udfff"}], "line 1, id: got a lone surrogate"),
+        ([GOOD, "[" * 100_000], "line 2: got no JSON"),
+        ([GOOD, "9" * 5000], "line 2: got no JSON"),
         ([{"question": "?", "answer": True}], "line 1, answer"),
         ([{"question": "x \ud800 y", "answer": "1"}], "line 1, question: got a lone surrogate"),
-        ([GOOD | {"id": 1}, GOOD | {"id": 1}], "line 2, id: got '1' again"),
         ([], "got no problem"),
     ],
 )
@@ -132,9 +263,18 @@ def test_bytes_that_are_no_parquet(tmp_path):
         read(tmp_path / "p.parquet")
 
 
-def test_a_file_that_is_not_there(tmp_path):
-    with pytest.raises(BadProblems, match="a file that exists"):
-        read(tmp_path / "none.jsonl")
+def test_files_that_are_not_there_or_broken(tmp_path):
+    for path in ("none.jsonl", "none-*.jsonl", "a\0b"):
+        with pytest.raises(BadProblems, match="got no file in .*allowed: a file that exists, or a folder"):
+            read(tmp_path / path)
+    (tmp_path / "p.jsonl.gz").write_bytes(gzip.compress(b'{"question": "?", "answer": 1}\n' * 1000)[:-20])
+    with pytest.raises(BadProblems, match=r"p\.jsonl\.gz: got a file that cannot be read"):
+        read(tmp_path / "p.jsonl.gz")
+    (tmp_path / "p.parquet").write_bytes(b"")
+    with pytest.raises(BadProblems, match="got parquet files beside others"):
+        read(tmp_path)
+    with pytest.raises(BadProblems, match="~nobody-of-that-name"):
+        read("~nobody-of-that-name/p.jsonl")
 
 
 def test_pass_at_1_is_the_mean_of_shares_with_an_interval():
@@ -146,3 +286,9 @@ def test_pass_at_1_is_the_mean_of_shares_with_an_interval():
     assert score.low == pytest.approx(0.3 - half, abs=0.003) and score.high == pytest.approx(0.3 + half, abs=0.003)
     assert pass_at_1(shares) == score, "the same every time"
     assert (pass_at_1([0.25]).low, pass_at_1([0.25]).high) == (0.25, 0.25)
+
+
+@pytest.mark.filterwarnings("error")
+def test_pass_at_1_of_no_graded_answer_is_nan():
+    score = pass_at_1([])
+    assert math.isnan(score.mean) and math.isnan(score.low) and math.isnan(score.high) and score.problems == 0
