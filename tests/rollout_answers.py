@@ -35,6 +35,8 @@ def make_answer(order: Order, length: int = 4) -> dict[str, Any]:
     tokens = {name: array(length) for name in TOKEN_FIELDS}
     for name in ("beta", "student_entropy", "teacher_entropy"):
         tokens[name] = -tokens[name]
+    if order.blend.rule is Rule.STUDENT:
+        tokens["behavior_logprob"] = tokens["student_logprob"]
     tokens["kl"] = -tokens["kl"] * np.float32(order.blend.epsilon)
     trb: dict[str, Any] = {name: pack(a) for name, a in tokens.items()}
     trb |= {"rule": order.blend.rule.value, "epsilon": order.blend.epsilon, "completion_tokens": length}

@@ -16,6 +16,7 @@ from typing import Any
 
 from trainer.atomic import UNFINISHED, remove_folder, write_file
 from trainer.errors import TrainerError
+from trainer.statistics import best_of
 
 STATE, ENGINE, STUDENT = "state.json", "engine", "student"
 BEST = "best.json"
@@ -106,8 +107,11 @@ class CheckpointStore:
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointBroken(f"{path}: {error!r}; remove it to forget which was the best") from None
 
-    def record_best(self, best: Best) -> None:
-        write_file(self.folder / BEST, json.dumps(dataclasses.asdict(best)) + "\n")
+    def record_best(self, now: Best) -> None:
+        """Record it if its score is above that of the best so far; NaN never is, and never stays the best."""
+        known = [best for best in (self.best(), now) if best is not None]
+        if best_of(known, lambda best: best.score) is now:
+            write_file(self.folder / BEST, json.dumps(dataclasses.asdict(now)) + "\n")
 
     def remove_leftovers(self) -> None:
         """Remove what a killed process left half-written."""

@@ -28,8 +28,7 @@ class Collector:
         max_in_flight: requests under way at one server.
         request_timeout_s: a request that takes longer is cancelled, its partial response dropped, the rollout queued
             again: a straggler never becomes a short or zero-reward row.
-        max_attempts: how often one rollout may time out or come back unusable.
-        max_refused_share: of a step's rollouts.
+        max_attempts: how often one rollout may time out or come back unusable, before it counts as refused.
         on_progress: called with (finished, wanted, generated tokens) after each.
     """
 
@@ -40,24 +39,29 @@ class Collector:
         max_in_flight: int,
         request_timeout_s: float,
         max_attempts: int,
-        max_refused_share: float,
         on_progress: Callable[[int, int, int], None] = lambda done, wanted, tokens: None,
         note: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.pool = pool
         self._max_in_flight, self._timeout_s, self._max_attempts = max_in_flight, request_timeout_s, max_attempts
-        self._max_refused_share = max_refused_share
         self._on_progress, self._note = on_progress, note
 
-    async def collect(self, orders: Sequence[Order], journal: StepJournal) -> None:
+    async def collect(self, orders: Sequence[Order], journal: StepJournal, max_refused_share: float) -> None:
         """Draw what the journal lacks, journal it as it comes.
 
+        Args:
+            orders: what is wanted.
+            journal: open.
+            max_refused_share: of the orders that may be refused. Those of one prompt always may: no single problem
+                ends a run.
+
         Raises:
-            CollectionFailed: a rollout failed ``max_attempts`` times, or too many were refused; names the prompt.
+            CollectionFailed: more were refused; names one and the reason.
+            OtherLaw: a server draws from another law than it was asked for.
             ServersGone: no server is left.
             OSError: the journal cannot be written.
         """
-        step = _Step(orders, journal, self._on_progress)
+        step = _Step(orders, journal, max_refused_share, self._on_progress)
         if step.queue.empty():
             return
         await self._forget_prefixes()
@@ -106,16 +110,12 @@ class Collector:
                 step.queue.put_nowait(order)
             except TookTooLong as error:
                 self._count_failure(step, order, error)
-                step.queue.put_nowait(order)
             except (Faulty, UntrustedRollout) as error:
                 # Whatever made it answer so, it must prove its weights before it is asked again.
                 self.pool.lost(client, f"{client.url}: {error}")
                 self._count_failure(step, order, error)
-                step.queue.put_nowait(order)
             else:
                 step.finish(entry)
-                if isinstance(entry, Refusal):
-                    self._check_refusals(step, entry)
 
     async def _draw(self, client: TrbClient, order: Order) -> Rollout | Refusal:
         try:
@@ -126,23 +126,23 @@ class Collector:
 
     def _count_failure(self, step: _Step, order: Order, error: Exception) -> None:
         step.failures[order.key] += 1
-        self._note(f"rollout {order.key} failed ({step.failures[order.key]} of {self._max_attempts}): {error}")
-        if step.failures[order.key] >= self._max_attempts:
-            raise CollectionFailed(f"{order.key} failed {self._max_attempts} times, the last time: {error}") from error
-
-    def _check_refusals(self, step: _Step, last: Refusal) -> None:
-        if step.refusals > self._max_refused_share * step.wanted:
-            raise CollectionFailed(
-                f"{step.refusals} of {step.wanted} rollouts were refused (rollouts.max_refused_share: "
-                f"{self._max_refused_share:g}); {last.key}: {last.reason}"
-            )
+        count = step.failures[order.key]
+        self._note(f"rollout {order.key} failed ({count} of {self._max_attempts}): {error}")
+        if count < self._max_attempts:
+            step.queue.put_nowait(order)
+        else:
+            step.finish(Refusal(order.key, f"failed {count} times, the last time: {error}"))
 
 
 class _Step:
     """What is still to be drawn, and what failed how often."""
 
     def __init__(
-        self, orders: Sequence[Order], journal: StepJournal, on_progress: Callable[[int, int, int], None]
+        self,
+        orders: Sequence[Order],
+        journal: StepJournal,
+        max_refused_share: float,
+        on_progress: Callable[[int, int, int], None],
     ) -> None:
         self.journal, self.wanted = journal, len(orders)
         self.queue: asyncio.Queue[Order] = asyncio.Queue()
@@ -151,16 +151,29 @@ class _Step:
                 self.queue.put_nowait(order)
         self.failures: Counter[RolloutKey] = Counter()
         self.complete = asyncio.Event()
-        self.refusals = len(journal.refusals())
         self._missing = self.queue.qsize()
-        self._on_progress = on_progress
+        self._max_refused_share, self._on_progress = max_refused_share, on_progress
         self._tokens = sum(len(entry) for entry in journal.entries.values() if isinstance(entry, Rollout))
 
     def finish(self, entry: Rollout | Refusal) -> None:
+        """Keep it, and see whether that was all.
+
+        Raises:
+            CollectionFailed: too many were refused.
+        """
         self.journal.append(entry)
         self._missing -= 1
-        self.refusals += isinstance(entry, Refusal)
         self._tokens += len(entry) if isinstance(entry, Rollout) else 0
         self._on_progress(self.wanted - self._missing, self.wanted, self._tokens)
+        if isinstance(entry, Refusal):
+            self._check_refusals(entry)
         if self._missing == 0:
             self.complete.set()
+
+    def _check_refusals(self, last: Refusal) -> None:
+        refused = [refusal.key.prompt for refusal in self.journal.refusals()]
+        if len(refused) > self._max_refused_share * self.wanted and len(set(refused)) > 1:
+            raise CollectionFailed(
+                f"{len(refused)} of {self.wanted} rollouts were refused (rollouts.max_refused_share: "
+                f"{self._max_refused_share:g}); {last.key}: {last.reason}"
+            )

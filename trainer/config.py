@@ -10,11 +10,13 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from sglang_trb.params import BlendParams, Return, Rule
+from sglang_trb.params import MAX_TEMPERATURE, MIN_TEMPERATURE, BlendParams, Return, Rule
 from trainer import schedules
 from trainer.losses import LossSettings
+from trainer.section import Section
+from trainer.source import Source
 
 TABLE_3: dict[str, dict[str, Any]] = {
     "gsm8k": {"samples": 32, "repo": "openai/gsm8k", "subset": "main"},
@@ -34,12 +36,6 @@ TABLE_3: dict[str, dict[str, Any]] = {
 
 Budget = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Steps = Annotated[int, Field(ge=1)]
-
-
-class Section(BaseModel):
-    """A part of the file: unknown keys are errors, and nothing changes after it was read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class TrustRegion(Section):
@@ -76,7 +72,9 @@ class TemperatureWarmup(Section):
     """The student at a temperature that rises to 1 (App. A.2)."""
 
     method: Literal["temperature_warmup"]
-    initial_temperature: float = Field(0.9, gt=0, description="tau_0; the paper sweeps 0.8, 0.9, 0.95")
+    initial_temperature: float = Field(
+        0.9, ge=MIN_TEMPERATURE, le=MAX_TEMPERATURE, description="tau_0; the paper sweeps 0.8, 0.9, 0.95"
+    )
     warmup_steps: Steps = Field(25, description="the temperature is 1 from here on; the paper sweeps 15, 25")
 
     def at(self, step: int) -> tuple[BlendParams, float]:
@@ -88,7 +86,12 @@ class InterleavedTeacher(Section):
 
     method: Literal["skd"]
     top_k: int = Field(25, ge=1, description="K; the paper sweeps 15, 25, 50")
-    teacher_temperature: float = Field(1.0, gt=0, description="tau_T of the replacement; the paper sweeps 0.2, 0.6, 1")
+    teacher_temperature: float = Field(
+        1.0,
+        ge=MIN_TEMPERATURE,
+        le=MAX_TEMPERATURE,
+        description="tau_T of the replacement; the paper sweeps 0.2, 0.6, 1",
+    )
 
     def at(self, step: int) -> tuple[BlendParams, float]:
         return BlendParams(Rule.SKD, 0.0, self.top_k, self.teacher_temperature, Return.SUPPORT), 1.0
@@ -124,29 +127,6 @@ class Models(Section):
     dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="of the student's weights while training")
 
 
-class Source(Section):
-    """Problems in a local file, or in a data set on the Hugging Face hub, of which the chosen rows are kept locally."""
-
-    path: str | None = Field(None, description="local jsonl or parquet file")
-    repo: str | None = Field(None, description="or a data set on the hub")
-    subset: str | None = Field(None, description="of the data set: its configuration")
-    split: str = Field("test", description="of the data set")
-    question_field: str = Field("question", description="column with the problem; a.0.b reaches into a nested one")
-    answer_field: str | None = Field("answer", description="column with the gold answer; null: none is known")
-    answer_form: Literal["plain", "boxed"] = Field(
-        "plain", description="plain: the column is the answer, or ends with it after ####; boxed: its last box, if any"
-    )
-    where: dict[str, str] = Field({}, description="keep rows with these values only, e.g. {source: aime2024}")
-    unique: bool = Field(False, description="leave out questions that came already")
-    limit: int | None = Field(None, ge=1, description="keep the first so many only")
-
-    @model_validator(mode="after")
-    def _one_place(self) -> Self:
-        if (self.path is None) == (self.repo is None):
-            raise ValueError("give either path (a local file) or repo (a data set on the hub)")
-        return self
-
-
 class Data(Source):
     """The training prompts, in an order that depends on ``seed`` alone; the paper has 25,600 of OpenThoughts3-1.2M."""
 
@@ -157,6 +137,9 @@ class Data(Source):
     )
     enable_thinking: bool | None = Field(None, description="passed to the chat template; null: the template's default")
     max_prompt_tokens: int = Field(1024, ge=1, description="longer prompts are left out and counted (Table 2)")
+    first_prompt: int = Field(
+        0, ge=0, description="of that order, for step 0: what SFT warmup has trained on comes before it (Table 4)"
+    )
 
 
 class Rollouts(Section):
@@ -167,9 +150,12 @@ class Rollouts(Section):
     samples_per_prompt: int = Field(4, ge=1, description="rollouts per prompt (Table 2)")
     max_new_tokens: int = Field(7168, ge=1, description="response length (Table 2)")
     request_timeout_s: float = Field(3600, gt=0, description="a straggler is cancelled after this and drawn anew")
-    max_attempts: int = Field(5, ge=1, description="of one rollout, before the run stops")
+    max_attempts: int = Field(5, ge=1, description="of one rollout, before it counts as refused")
     max_refused_share: float = Field(
-        0.02, ge=0, le=1, description="of a step's rollouts that the server may refuse (NaN row) before the run stops"
+        0.02,
+        ge=0,
+        le=1,
+        description="of a step's rollouts that may be refused (NaN row) before the run stops; one prompt's always may",
     )
 
 
@@ -182,12 +168,25 @@ class Server(Section):
     admin_key_variable: str = Field("TRB_ADMIN_KEY", description="environment variable with the servers' admin key")
     max_in_flight: int = Field(64, ge=1, description="requests sent to one server at a time")
     unreachable_s: float = Field(900, gt=0, description="how long to wait for a dead server before the run stops")
+    allow_broken_teacher: bool = Field(
+        False, description="go on although the teacher's laws are nearly uniform, or the same at every position"
+    )
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Server:
         if bool(self.urls) == (self.launch is not None):
             raise ValueError("give either urls (running servers) or launch (a server configuration to start)")
         return self
+
+    @field_validator("launch_options")
+    @classmethod
+    def _without_keys(cls, options: tuple[str, ...]) -> tuple[str, ...]:
+        if any(option.partition("=")[0].endswith("api-key") for option in options):
+            raise ValueError(
+                "got a key, which a run's files would show; allowed: other options; the server gets the admin key from "
+                "the environment variable that server.admin_key_variable names"
+            )
+        return options
 
     def admin_key(self) -> str | None:
         return os.environ.get(self.admin_key_variable)
@@ -221,6 +220,8 @@ class Optimisation(Section):
     logits_chunk: int = Field(256, ge=1, description="positions whose logits exist at a time")
     max_drift_warn: float = Field(0.02, gt=0, description="mean |log p trainer - log p server|, nats: warn above")
     max_drift_stop: float = Field(0.2, gt=0, description="the same: stop above, the pair of engines disagrees")
+    max_skipped_in_a_row: int = Field(2, ge=0, description="updates without a finite gradient, before the run stops")
+    max_skipped: int = Field(10, ge=0, description="the same, of the whole run")
 
 
 class Checkpoints(Section):

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from sglang_trb.server_config import UNREADABLE, StrictLoader
 from trainer.config import RunConfig
 from trainer.errors import TrainerError
 
@@ -54,27 +55,19 @@ def _read(path: str | Path) -> dict[str, Any]:
         raise WrongConfig(f"--config: got {str(path)!r}; allowed: a YAML file ({error.strerror})") from None
     except UnicodeDecodeError:
         raise WrongConfig(f"--config: got {str(path)!r}; allowed: a YAML file in UTF-8") from None
-    except _UNREADABLE as error:
-        raise WrongConfig(f"{path} is not YAML that can be used: {error}") from None
+    except UNREADABLE as error:
+        raise WrongConfig(f"--config: got {str(path)!r}; allowed: a YAML file ({_on_a_line(error)})") from None
     if not isinstance(values, dict):
         raise WrongConfig(f"{path}: got {type(values).__name__}; allowed: a mapping of the configuration's fields")
     return values
 
 
-_UNREADABLE = (yaml.YAMLError, ValueError, TypeError, RecursionError)
-"""What PyYAML raises, on purpose or not, for text that is no YAML or whose dates and numbers cannot be."""
+def _on_a_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 1e-5 as text; people mean a number. A key given twice is an error, not the last one's."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        self.flatten_mapping(node)
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = next((key for key in keys if keys.count(key) > 1), None)
-        if twice is not None:
-            raise yaml.constructor.ConstructorError(None, None, f"{twice!r} is given twice", node.start_mark)
-        return super().construct_mapping(node, deep)
+class _Loader(StrictLoader):
+    """YAML 1.1 reads 1e-5 as text; people mean a number."""
 
 
 def _number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
@@ -93,9 +86,9 @@ def _apply(values: dict[str, Any], override: str) -> None:
         raise WrongConfig(f"override: got {override!r}; allowed: key.sub=value")
     try:
         value = yaml.load(text, _Loader)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         shown = text if len(text) < 100 else text[:100] + "…"
-        raise WrongConfig(f"{name}: got {shown!r}; allowed: a YAML value ({error})") from None
+        raise WrongConfig(f"{name}: got {shown!r}; allowed: a YAML value ({_on_a_line(error)})") from None
     *sections, last = name.split(".")
     for section in sections:
         values = values.setdefault(section, {})

@@ -5,7 +5,9 @@ Legend: _N response tokens of a micro-batch, _K the 16 ids of a support.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import math
 import pickle
 from collections.abc import Sequence
 from functools import partial
@@ -32,11 +34,12 @@ class Update:
     """What one optimiser step did, over the whole global batch.
 
     Attributes:
-        loss: token-mean.
+        loss: aggregated as ``loss.aggregation`` says.
         grad_norm: before clipping.
         learning_rate: that was used.
         drift_mean, drift_max: |trainer - server| student log-probability of the drawn tokens, nats.
         metrics: token-means of what the loss reports.
+        applied: false: there was no finite gradient, and weights and optimiser are as they were.
     """
 
     loss: float
@@ -45,6 +48,16 @@ class Update:
     drift_mean: float
     drift_max: float
     metrics: dict[str, float]
+    applied: bool
+
+
+class _AdamW(torch.optim.AdamW):
+    """Leaves a step out while ``overflow`` is set: the attribute in which DeepSpeed looks whether a step was made."""
+
+    overflow = False
+
+    def step(self, closure: Any = None) -> Any:
+        return None if self.overflow else super().step(closure)
 
 
 class TrainEngine:
@@ -70,7 +83,7 @@ class TrainEngine:
     ) -> None:
         self._processes, self._loss, self._settings = processes, loss, settings
         self._micro_batches = micro_batches
-        optimizer = torch.optim.AdamW(
+        optimizer = _AdamW(
             student.parameters(),
             lr=settings.learning_rate,
             betas=settings.betas,
@@ -87,15 +100,18 @@ class TrainEngine:
         )
 
     def update(self, hand: Sequence[MicroBatch], total_tokens: int, step: int) -> Update:
-        """One optimiser step.
+        """One optimiser step, or none where there is no finite gradient; all processes agree.
 
         Args:
             hand: this process's micro-batches, as many as every other's.
-            total_tokens: response tokens of the global batch, which the loss is a mean over.
+            total_tokens: response tokens of the global batch, which the weighted loss is a mean over; 0 where no
+                rollout could be had.
             step: k, for losses with a schedule.
         """
         assert len(hand) == self._micro_batches
         learning_rate = self._engine.get_lr()[0]
+        if total_tokens == 0:
+            return Update(math.nan, math.nan, learning_rate, math.nan, math.nan, {}, applied=False)
         totals: dict[str, float] = {}
         drift_max = 0.0
         for micro_batch in hand:
@@ -108,7 +124,7 @@ class TrainEngine:
             totals = {name: totals.get(name, 0.0) + value for name, value in sums.items()}
             drift_max = max(drift_max, float(drift_N.max()) if len(drift_N) else 0.0)
             norm = self._norm_before_step()
-            self._engine.step()
+            self._step(norm)
         means = {name: value / total_tokens for name, value in self._processes.sum(totals).items()}
         return Update(
             loss=means.pop("loss"),
@@ -117,20 +133,18 @@ class TrainEngine:
             drift_mean=means.pop("drift"),
             drift_max=self._processes.max(drift_max),
             metrics=means,
+            applied=self._engine.was_step_applied(),
         )
 
     def weights(self) -> dict[str, torch.Tensor] | None:
-        """The student's whole weights on the CPU under their usual names, on the leader; None elsewhere."""
+        """The student's whole weights on the CPU as its checkpoint has them, on the leader; None elsewhere."""
         student = self._engine.module
-        parameters = dict(student.named_weights())
-        if self._settings.zero_stage < 3:
-            return {n: p.detach().cpu().clone() for n, p in parameters.items()} if self._processes.leads else None
-        gathered = {}
-        for name, parameter in parameters.items():
-            with GatheredParameters([parameter]):
+        whole = {}
+        for name, parameter in student.named_weights():
+            with GatheredParameters([parameter]) if self._settings.zero_stage == 3 else contextlib.nullcontext():
                 if self._processes.leads:
-                    gathered[name] = parameter.detach().cpu().clone()
-        return gathered if self._processes.leads else None
+                    whole[name] = parameter.detach().cpu().clone()
+        return student.as_saved(whole) if self._processes.leads else None
 
     def save(self, folder: Path) -> None:
         """Write the state of model, optimiser and scheduler into an existing folder that all processes see.
@@ -178,8 +192,19 @@ class TrainEngine:
             teacher_support_student_logprob_NK=None if batch.teacher_ids_NK is None else teacher_support,
             teacher_support_teacher_logprob_NK=batch.teacher_own_logprob_NK,
         )
-        drift_N = (token_N.detach().float() - batch.rollout_logprob_N).abs()
-        return compute_loss(self._loss, inputs, step), drift_N
+        return compute_loss(self._loss, inputs, step), drift(token_N.detach().float(), batch.rollout_logprob_N)
+
+    def _step(self, norm: torch.Tensor | None) -> None:
+        """ZeRO leaves out a step whose gradient norm is not finite, on all processes; plain stage 0 has to be told.
+
+        What is left out counts as a step, but the learning rate stays where it is.
+        """
+        if norm is None or norm.isfinite():
+            self._engine.step()
+            return
+        self._engine.optimizer.overflow = True
+        self._engine.step()
+        self._engine.optimizer.overflow = False
 
     def _norm_before_step(self) -> torch.Tensor | None:
         """DeepSpeed's plain stage 0 reports no norm: take it from the averaged gradients before they are clipped."""
@@ -188,6 +213,11 @@ class TrainEngine:
         if not self._engine.is_gradient_accumulation_boundary():
             return None
         return torch.nn.utils.get_total_norm([p.grad for p in self._engine.module.parameters() if p.grad is not None])
+
+
+def drift(now_N: torch.Tensor, then_N: torch.Tensor) -> torch.Tensor:
+    """How far two log-probabilities are apart; 0 where both are -inf: a token that only the teacher can draw."""
+    return torch.where(now_N == then_N, 0.0, (now_N - then_N).abs())
 
 
 def _cannot_load(folder: Path) -> str:

@@ -6,6 +6,7 @@ safetensors blob. A record that a kill or a full disk cut short is dropped when 
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import struct
@@ -96,6 +97,15 @@ class StepJournal:
 def step_path(folder: Path, step: int) -> Path:
     """The journal of step k in a run's journal folder."""
     return folder / f"step-{step:06d}.rollouts"
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a step's journal, so that the step is drawn anew; returns where it is kept."""
+    taken = (path.with_suffix(f".set-aside-{number:03d}") for number in itertools.count(1))
+    kept = next(name for name in taken if not name.exists())
+    path.rename(kept)
+    sync(path.parent)
+    return kept
 
 
 def _records(path: Path) -> Iterator[tuple[Rollout | Refusal, int]]:

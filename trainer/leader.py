@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
-import json
 import secrets
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -20,31 +18,28 @@ import uvloop
 from transformers import AutoTokenizer
 
 from sglang_trb.local_server import ADMIN_KEY_VARIABLE, LocalServer
-from sglang_trb.params import BlendParams, Return, Rule
+from trainer.benchmarks import RenderedBenchmark
 from trainer.client import TrbClient, session
 from trainer.collector import Collector
 from trainer.config import Benchmark, RunConfig
+from trainer.data_plan import lay_out_prompts
 from trainer.errors import TrainerError
 from trainer.grading import Grade, Grader, Verdict
-from trainer.journal import StepJournal, step_path
+from trainer.journal import StepJournal, set_aside, step_path
 from trainer.launch import WatchedServer
+from trainer.limits import Limits
 from trainer.log_probs import Vocabulary
-from trainer.problems import BadProblems, Problem, read_problems
-from trainer.prompts import PromptStream, Renderer
+from trainer.problems import BadProblems, read_problems
+from trainer.prompts import Renderer
 from trainer.push import make_pusher
-from trainer.rollouts import Order, Rollout, RolloutKey
+from trainer.records import EVALUATIONS
+from trainer.rollouts import Order, Refusal, Rollout, RolloutKey
+from trainer.server_check import ServerCheck
 from trainer.servers import ServerPool
 from trainer.statistics import PassAt1, pass_at_1
 
 Result = TypeVar("Result")
 Progress = Callable[[int, int, int], None]
-
-EVALUATIONS = "evaluations"
-"""Of a run's folder: the responses of its evaluations."""
-
-
-class OtherPair(TrainerError, ValueError):
-    """A server hosts another pair than the one that is trained."""
 
 
 class NoAdminKey(TrainerError, ValueError):
@@ -52,37 +47,40 @@ class NoAdminKey(TrainerError, ValueError):
 
 
 class Leader(contextlib.AbstractContextManager):
-    """Use as a context manager; entering starts or reaches the servers.
+    """Use as a context manager; entering starts or reaches the servers, and lays out the run's prompts.
 
     Args:
         config: the run.
         vocabulary: of the pair, as this process read it from the checkpoints.
         note: called with a line for people.
         on_rollout: called with (finished, wanted, tokens) as rollouts come.
+        trains: false: for evaluations only, without the training problems.
+
+    Attributes:
+        refused: of the step that was collected last.
 
     Raises:
         NoAdminKey: the configuration's push needs one.
     """
 
     def __init__(
-        self, config: RunConfig, vocabulary: Vocabulary, note: Callable[[str], None], on_rollout: Progress
+        self,
+        config: RunConfig,
+        vocabulary: Vocabulary,
+        note: Callable[[str], None],
+        on_rollout: Progress,
+        *,
+        trains: bool = True,
     ) -> None:
-        self.config, self._vocabulary, self._note, self._on_rollout = config, vocabulary, note, on_rollout
+        self.config, self._note, self._on_rollout = config, note, on_rollout
+        self._check = ServerCheck(config, vocabulary, note)
         self.tokenizer = AutoTokenizer.from_pretrained(config.models.student)
         data = config.data
         self._render = Renderer(self.tokenizer, data.template, data.system_prompt, data.enable_thinking)
-        self.problems = read_problems(data, note)
         # Now, so that a file that is missing does not end the run after hours.
-        self._benchmarks = {b.name: _read_benchmark(b, note) for b in config.evaluation.benchmarks}
-        self.prompts = PromptStream(
-            self.problems,
-            self._render,
-            max_prompt_tokens=data.max_prompt_tokens,
-            per_step=config.rollouts.prompts_per_step,
-            seed=config.seed if data.shuffle else None,
-        )
-        for reason, count in self.prompts.left_out.items():
-            note(f"data: {count} of {len(self.problems)} prompts are left out: {reason}")
+        self.problems = read_problems(data, note) if trains else []
+        self._benchmarks = {b.name: self._read_benchmark(b) for b in config.evaluation.benchmarks}
+        self.refused: list[Refusal] = []
         self._token = secrets.token_hex(4)
         self.pusher = make_pusher(config.push, config.run_folder, config.models.student)
         self._admin_key = config.server.admin_key()
@@ -96,25 +94,29 @@ class Leader(contextlib.AbstractContextManager):
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Leader:
+        config = self.config
         with self._stack as stack:
-            self._grader = stack.enter_context(Grader(self.config.evaluation.grader_workers))
+            self._grader = stack.enter_context(Grader(config.evaluation.grader_workers))
             urls, revive = self._start_servers(stack)
             # Ctrl-C cancels what runs on the loop, and is raised here once that has ended.
             self._runner = stack.enter_context(asyncio.Runner(loop_factory=uvloop.new_event_loop))
             http = self._run(_async(session))
             stack.callback(lambda: self._run(http.close()))
             clients = [TrbClient(url, http, self._admin_key) for url in urls]
-            self.pool = ServerPool(clients, self.config.server.unreachable_s, self._note, revive, self._check_pair)
-            rollouts = self.config.rollouts
+            self.pool = ServerPool(clients, config.server.unreachable_s, self._note, revive, self._check)
             self._collector = Collector(
                 self.pool,
-                max_in_flight=self.config.server.max_in_flight,
-                request_timeout_s=rollouts.request_timeout_s,
-                max_attempts=rollouts.max_attempts,
-                max_refused_share=rollouts.max_refused_share,
+                max_in_flight=config.server.max_in_flight,
+                request_timeout_s=config.rollouts.request_timeout_s,
+                max_attempts=config.rollouts.max_attempts,
                 on_progress=self._on_rollout,
                 note=self._note,
             )
+            if self.problems:
+                self.prompts = lay_out_prompts(
+                    config, self.problems, self._render, self._benchmarks, self._ask_limits, self._note
+                )
+                self._check.longest_prompt = self.prompts.longest
             self._stack = stack.pop_all()
         return self
 
@@ -147,43 +149,60 @@ class Leader(contextlib.AbstractContextManager):
         with self.journal(step) as journal:
             return len(journal.entries) == len(self._orders(step))
 
+    def set_aside(self, step: int) -> Path:
+        """Put the step's rollouts where nobody takes them for it; returns where that is."""
+        return set_aside(self.journal(step).path)
+
     def collect(self, step: int) -> list[Rollout]:
         """The rollouts of step k in the order of their keys; from the journal where it has them."""
         with self.journal(step) as journal:
             orders = self._orders(step)
             if len(journal.entries) < len(orders):
-                self._run(self._collector.collect(orders, journal))
+                self._run(self._collector.collect(orders, journal, self.config.rollouts.max_refused_share))
+            self.refused = journal.refusals()
+            if self.refused:
+                self._note(f"step {step}: {_told(self.refused, len(orders))}")
             return journal.rollouts()
 
     def grade(self, rollouts: Sequence[Rollout]) -> list[Grade | None]:
         """Each rollout against its problem's gold answer; None where the problem has none."""
-        per_step = self.config.rollouts.prompts_per_step
-        by_position = {p.position: p.problem for r in rollouts for p in self.prompts.step(r.key.prompt // per_step)}
+        steps = {rollout.key.step for rollout in rollouts}
+        by_position = {p.position: p.problem for step in steps for p in self.prompts.step(step)}
         golds = [self.problems[by_position[rollout.key.prompt]].answer for rollout in rollouts]
         return self._graded(rollouts, golds)
 
     def evaluate(self, benchmark: Benchmark, step: int) -> tuple[PassAt1, int]:
-        """pass@1 of the served student after ``step`` updates, and how many responses the server refused or the grader
-        failed on: they count in no mean.
+        """pass@1 of the served student after ``step`` updates, and how many responses could not be had (no room in the
+        servers' context, refused) or graded: they count in no mean.
 
         Responses that are there already, to the same problems with the same settings, are not drawn again.
         """
-        problems = self._benchmarks[benchmark.name]
-        orders = self._evaluation_orders(problems, benchmark.samples, step)
+        rendered = self._benchmarks[benchmark.name]
+        room = self._check.limits().room(self.config.evaluation.max_new_tokens)
+        rendered.say_too_long(room, self._note)
+        orders = rendered.orders(self.config, step, self.weight_version(step), room)
         folder = self.config.run_folder / EVALUATIONS / f"step-{step:06d}"
-        with StepJournal(folder / f"{benchmark.name}-{_digest(problems, orders)}.rollouts") as journal:
-            self._run(self._collector.collect(orders, journal))
+        with StepJournal(folder / rendered.file_name(self.config)) as journal:
+            journal.forget_refusals()
+            self._run(self._collector.collect(orders, journal, max_refused_share=1.0))
             wanted = {order.key for order in orders}
             responses = [rollout for rollout in journal.rollouts() if rollout.key in wanted]
-        grades = self._graded(responses, [problems[r.key.prompt].answer for r in responses])
+            refused = [refusal for refusal in journal.refusals() if refusal.key in wanted]
+        if refused:
+            self._note(f"{benchmark.name}: {_told(refused, len(orders))}")
+        grades = self._graded(responses, [rendered.problems[r.key.prompt].answer for r in responses])
         right: dict[int, list[bool]] = {}
-        faults = len(orders) - len(responses)
+        faults = rendered.wanted - len(responses)
         for response, grade in zip(responses, grades, strict=True):
             if grade is None or grade.verdict is Verdict.FAULT:
                 faults += 1
             else:
                 right.setdefault(response.key.prompt, []).append(grade.verdict is Verdict.RIGHT)
         return pass_at_1([sum(verdicts) / len(verdicts) for verdicts in right.values()]), faults
+
+    def _ask_limits(self) -> Limits:
+        self._run(self.pool.all_ready())
+        return self._check.limits()
 
     def _orders(self, step: int) -> list[Order]:
         blend, temperature = self.config.sampling(step)
@@ -197,24 +216,15 @@ class Leader(contextlib.AbstractContextManager):
                 orders.append(Order(key, prompt.token_ids, blend, temperature, limit, seed, version))
         return orders
 
-    def _evaluation_orders(self, problems: Sequence[Problem], samples: int, step: int) -> list[Order]:
-        settings = self.config.evaluation
-        blend = BlendParams(Rule.STUDENT, returned=Return.SUMMARY)
-        orders = []
-        for index, problem in enumerate(problems):
-            prompt_ids = self._render(problem.question)
-            for sample in range(samples):
-                key = RolloutKey(step, index, sample)
-                seed, version = key.seed(~self.config.seed), self.weight_version(step)
-                limit = settings.max_new_tokens
-                orders.append(Order(key, prompt_ids, blend, settings.temperature, limit, seed, version))
-        return orders
-
     def _graded(self, rollouts: Sequence[Rollout], golds: Sequence[str | None]) -> list[Grade | None]:
         texts = [self.tokenizer.decode(r.token_ids_T, skip_special_tokens=True) for r in rollouts]
         known = [(text, gold) for text, gold in zip(texts, golds, strict=True) if gold is not None]
-        grades = iter(self._grader.grade(known))
-        return [None if gold is None else next(grades) for gold in golds]
+        grades = self._grader.grade(known)
+        faults = [grade.reason for grade in grades if grade.verdict is Verdict.FAULT]
+        if faults:
+            self._note(f"the grader has no verdict on {len(faults)} of {len(known)} responses, one for: {faults[0]}")
+        verdicts = iter(grades)
+        return [None if gold is None else next(verdicts) for gold in golds]
 
     def _start_servers(self, stack: contextlib.ExitStack) -> tuple[Sequence[str], Callable[[], None]]:
         server = self.config.server
@@ -230,34 +240,19 @@ class Leader(contextlib.AbstractContextManager):
         watched.start()
         return [local.address], watched.revive
 
-    def _check_pair(self, client: TrbClient, info: Mapping[str, Any]) -> None:
-        alignment = self._vocabulary.alignment
-        ours = {"student": [*alignment.student_ids], "teacher": [*alignment.teacher_ids]}
-        theirs = {side: info["stop_ids"][side] for side in ours}
-        if theirs != ours or info["vocab_size"] != self._vocabulary.size:
-            raise OtherPair(
-                f"{client.url}: got stop ids {theirs} and {info['vocab_size']} ids; "
-                f"allowed: {ours} and {self._vocabulary.size}, as models.student and models.teacher have them"
-            )
+    def _read_benchmark(self, benchmark: Benchmark) -> RenderedBenchmark:
+        try:
+            return RenderedBenchmark.of(benchmark, read_problems(benchmark, self._note), self._render)
+        except BadProblems as error:
+            raise BadProblems(f"evaluation.benchmarks, {benchmark.name}: {error}") from None
 
     def _run(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
         return self._runner.run(coroutine)
 
 
-def _read_benchmark(benchmark: Benchmark, note: Callable[[str], None]) -> list[Problem]:
-    try:
-        return read_problems(benchmark, note)
-    except BadProblems as error:
-        raise BadProblems(f"evaluation.benchmarks, {benchmark.name}: {error}") from None
-
-
-def _digest(problems: Sequence[Problem], orders: Sequence[Order]) -> str:
-    """Of all that decides about a response and its grade, but not of how many samples there are."""
-    first = orders[0]
-    prompts = {order.key.prompt: order.prompt_ids for order in orders}
-    texts = [(problem.question, problem.answer, prompts[i]) for i, problem in enumerate(problems)]
-    about = (texts, first.temperature, first.max_new_tokens, first.seed)
-    return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:12]
+def _told(refused: Sequence[Refusal], wanted: int) -> str:
+    first = refused[0]
+    return f"{len(refused)} of {wanted} responses could not be had and are left out; {first.key}: {first.reason}"
 
 
 async def _async(make: Callable[[], Result]) -> Result:

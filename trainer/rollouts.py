@@ -21,9 +21,25 @@ from trainer.errors import TrainerError
 FINISHED = ("stop", "length")
 """SGLang's finish reasons of a whole response; anything else (abort) is not one."""
 
+UNFILTERED: dict[str, Any] = {
+    "top_p": 1.0, "top_k": -1, "min_p": 0.0, "min_new_tokens": 0, "n": 1, "ignore_eos": False,
+    "frequency_penalty": 0.0, "presence_penalty": 0.0, "repetition_penalty": 1.0, "logit_bias": None,
+    "stop": None, "stop_token_ids": None, "stop_regex": None, "beam_width": None,
+    "json_schema": None, "regex": None, "ebnf": None, "structural_tag": None,
+}  # fmt: skip
+"""Every sampling parameter that could change the law: what is left out is the server's to choose
+(``--preferred-sampling-params``), and nobody would be told."""
+
+LAW_TOLERANCE = 1e-4
+"""Nats. Both are float32 of one float64 value where nothing was filtered; the mildest filter of use moves it more."""
+
 
 class UntrustedRollout(TrainerError, ValueError):
     """A response that must not be trained on: malformed, incomplete, or not what was asked for."""
+
+
+class OtherLaw(TrainerError, RuntimeError):
+    """The server draws from another law than it was asked for."""
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -61,7 +77,8 @@ class Order:
         """The JSON body for ``/generate``."""
         return {
             "input_ids": list(self.prompt_ids),
-            "sampling_params": {
+            "sampling_params": UNFILTERED
+            | {
                 "max_new_tokens": self.max_new_tokens,
                 "temperature": self.temperature,
                 "sampling_seed": self.seed,
@@ -99,7 +116,11 @@ class Rollout:
 
 @dataclasses.dataclass(frozen=True)
 class Refusal:
-    """A rollout that the server refuses for good, a row of NaN for example: it is left out of its step, and counted."""
+    """A rollout that cannot be had, left out of its step and counted.
+
+    Attributes:
+        reason: the server's for refusing it (a row of NaN for example), or how it failed again and again.
+    """
 
     key: RolloutKey
     reason: str
@@ -111,6 +132,7 @@ def parse_rollout(order: Order, answer: Any) -> Rollout:
     Raises:
         UntrustedRollout: a field is missing, malformed, not finite, of another length than the response, or says that
             another law, weight version or request was answered.
+        OtherLaw: the student's own rule at temperature 1 was drawn from something else than the student's law.
     """
     try:
         return _parse(order, answer)
@@ -130,6 +152,10 @@ def _parse(order: Order, answer: Any) -> Rollout:
     valid = isinstance(ids, list) and all(type(i) is int and 0 <= i < 1 << 31 for i in ids)
     _require("output_ids", "no list of token ids", valid and len(ids) > 0, "at least one token id")
     _require("output_ids", f"{len(ids)} tokens", len(ids) <= order.max_new_tokens, f"at most {order.max_new_tokens}")
+    if finish == "length":
+        _require(
+            "output_ids", f"{len(ids)} tokens, cut off", len(ids) == order.max_new_tokens, str(order.max_new_tokens)
+        )
     returned = order.blend.returned
     return Rollout(
         key=order.key,
@@ -159,7 +185,21 @@ def _tokens(order: Order, trb: Mapping[str, Any], length: int) -> dict[str, np.n
     if order.blend.rule is Rule.TRUST_REGION:
         largest = float(tokens["kl"].max())
         _require("kl", largest, largest <= order.blend.epsilon * (1 + 1e-3), f"at most epsilon {order.blend.epsilon}")
+    _check_law(order, tokens)
     return tokens
+
+
+def _check_law(order: Order, tokens: Mapping[str, np.ndarray]) -> None:
+    """Where the law must be the student's own, log mu is log p."""
+    if order.blend.rule is not Rule.STUDENT or order.temperature != 1.0:
+        return
+    behavior_T, student_T = tokens["behavior_logprob"], tokens["student_logprob"]
+    apart_T = np.where(behavior_T == student_T, 0.0, np.abs(behavior_T - student_T))  # inf - inf is NaN
+    if not apart_T.max() <= LAW_TOLERANCE:
+        raise OtherLaw(
+            f"filtered sampling: rule student at temperature 1 has log mu up to {apart_T.max():.2g} nats from log p "
+            f"({order.key}); allowed: {LAW_TOLERANCE:g}. Does the server change the logits, or filter them?"
+        )
 
 
 def _support(trb: Mapping[str, Any], name: str, length: int) -> dict[str, np.ndarray]:

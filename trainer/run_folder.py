@@ -31,8 +31,9 @@ MAY_CHANGE = (
     "rollouts.request_timeout_s", "rollouts.max_attempts", "rollouts.max_refused_share",
     "optimisation.micro_batch_size", "optimisation.gradient_checkpointing", "optimisation.logits_chunk",
     "optimisation.max_drift_warn", "optimisation.max_drift_stop",
+    "optimisation.max_skipped_in_a_row", "optimisation.max_skipped",
 )  # fmt: skip
-"""Fields and sections that decide neither what is trained on nor how."""
+"""Fields and sections that decide neither what is trained on nor how; the micro-batches do with `micro_batch_mean`."""
 
 
 class FolderInUse(TrainerError, RuntimeError):
@@ -61,17 +62,24 @@ def claimed(folder: Path) -> Iterator[None]:
         yield
 
 
+def is_begun(folder: Path) -> bool:
+    """Whether a run has rollouts or checkpoints there."""
+    return any(any((folder / name).glob("*")) for name in ("journal", "checkpoints"))
+
+
 def check_continues(folder: Path, config: RunConfig) -> None:
     """Make sure that a folder with rollouts or checkpoints in it was made with the same settings.
 
     Raises:
         OtherRun: names a field that decides about the run, what it was and what came.
     """
-    if not any(any((folder / name).glob("*")) for name in ("journal", "checkpoints")):
+    if not is_begun(folder):
         return
     before, now = _flat(read_settings(folder)), _flat(config.model_dump(mode="json"))
+    decisive = "optimisation.micro_batch_size" if config.loss.aggregation == "micro_batch_mean" else None
     for name, value in now.items():
-        if before and before.get(name, _NEW) not in (value, _NEW) and not _may_change(name):
+        may_change = _may_change(name) and name != decisive
+        if before and before.get(name, _NEW) not in (value, _NEW) and not may_change:
             raise OtherRun(
                 f"{name}: got {value!r}, but the run in {folder} was started with {before[name]!r}; "
                 "allowed: the same, or another name"

@@ -80,6 +80,8 @@ class ServerPool:
     async def ready(self, client: TrbClient) -> None:
         """Return once the server answers and holds the wanted version; at once when that is known.
 
+        Before `expect` was called any version is wanted.
+
         Raises:
             ServersGone: it has been gone for ``unreachable_s``; one that is asked for again is looked at once more.
         """
@@ -124,7 +126,8 @@ class ServerPool:
                 reason = str(error)
             else:
                 if state.gone_since is not None:
-                    self._note(f"{client.url} is back with weights {self.weight_version}")
+                    weights = f" with weights {self.weight_version}" if self.weight_version else ""
+                    self._note(f"{client.url} is back{weights}")
                 state.ready, state.gone_since, state.gave_up = True, None, None
                 return
             now = time.monotonic()
@@ -141,8 +144,9 @@ class ServerPool:
             await asyncio.sleep(POLL_SECONDS)
 
     async def _bring_to_version(self, client: TrbClient) -> None:
-        assert self._resync is not None, "expect() says which weights"
-        if not await self._holds_version(client):
+        if self._resync is None:
+            await self._holds_version(client)
+        elif not await self._holds_version(client):
             await self._resync(client)
             if not await self._holds_version(client):
                 raise Faulty(f"{client.url} took an update to {self.weight_version!r} and does not serve it")

@@ -1,18 +1,19 @@
-"""The run: collect, update, push, evaluate, checkpoint; from wherever the last process was stopped.
+"""The run: push, collect, update, checkpoint, evaluate; from wherever the last process was stopped.
 
 A checkpoint holds the run after some updates. The rollouts of later steps are in journals, so a run that was killed
 makes those updates again from the same rollouts, draws what is missing of the step it was at, and goes on: every prompt
-is trained on once, in the order that the seed gives.
+is trained on once, in the order that the seed gives. An update is in its checkpoint before it is evaluated; the row of
+an update whose evaluation was cut short is in the checkpoint too.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
-import math
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +26,16 @@ from trainer.batches import MicroBatch, Weighted, collate, deal, micro_batches_p
 from trainer.checkpoints import ENGINE, STATE, STUDENT, Best, CheckpointStore
 from trainer.config import RunConfig
 from trainer.engine import TrainEngine, Update
-from trainer.errors import TrainerError
 from trainer.grading import Grade, Verdict
 from trainer.journal import step_path
-from trainer.leader import EVALUATIONS, Leader, timed
+from trainer.leader import Leader, timed
 from trainer.losses import tip_weights
 from trainer.losses.divergences import LOG_PROB_FLOOR
 from trainer.losses.settings import TIP
 from trainer.processes import Processes
 from trainer.progress import TrainingProgress
 from trainer.records import (
+    EVALUATIONS,
     METRICS_FILE,
     MetricsLog,
     Row,
@@ -49,19 +50,9 @@ from trainer.rollouts import Rollout
 from trainer.run_folder import check_continues, claimed, write_provenance
 from trainer.student import Student
 from trainer.student_folder import write_student
+from trainer.teacher_check import BrokenTeacher, check_teacher, teacher_row
+from trainer.update_check import EnginesDisagree, Skips, check_update
 from trainer.vocabulary import shared_vocabulary
-
-
-class EnginesDisagree(TrainerError, RuntimeError):
-    """Trainer and server give the same tokens different probabilities: what is trained is not what was sampled."""
-
-
-class NotFinite(TrainerError, ArithmeticError):
-    """An update came out NaN or infinite."""
-
-
-class NothingToTrainOn(TrainerError, RuntimeError):
-    """All rollouts of a step were refused."""
 
 
 def train(config: RunConfig, *, quiet: bool = False) -> None:
@@ -108,9 +99,13 @@ class _Training:
         self.engine = TrainEngine(student, settings, config.loss, processes, self.micro_batches, bf16=bf16)
         self.store = CheckpointStore(config.run_folder / "checkpoints", config.checkpoints.keep_last)
         self.served_step: int | None = None
+        self.vocabulary, self.skips = vocabulary, Skips()
         self.start = self._resume()
+        with self._together():
+            unrecorded = self._unrecorded() if processes.leads else None
+        self.unrecorded = processes.share(unrecorded)
         self.leader, self.records = None, None
-        if self.start >= config.steps:
+        if self.start >= config.steps and self.unrecorded is None:
             if processes.leads:
                 progress.note(f"all {config.steps} updates are made; the newest checkpoint holds {self.start}")
             return
@@ -127,6 +122,8 @@ class _Training:
             seconds: dict[str, float] = {}
             row = self._evaluate(0, seconds)
             self._record(0, row, seconds)
+        if self.unrecorded is not None:
+            self._evaluate_and_record(self.start, self.unrecorded, {})
         for step in range(self.start, self.config.steps):
             self._step(step)
         if self.processes.leads:
@@ -148,20 +145,26 @@ class _Training:
         with timed(seconds, "train"):
             hand, tokens = self._deal(rollouts)
             update = self.engine.update(hand, tokens, step)
-        self._check(update)
+        self._check(update, step)
+        row = self._measured(step, rollouts, update, seconds) if self.leader else {}
         done = step + 1
+        if done % self.config.checkpoints.every == 0 or done == self.config.steps:
+            self._checkpoint(done, row | _times(seconds))
+        self._evaluate_and_record(done, row, seconds)
+
+    def _evaluate_and_record(self, done: int, row: Row, seconds: dict[str, float]) -> None:
+        """After the checkpoint: what goes wrong in hours of evaluation costs no update."""
         evaluation = self.config.evaluation
         due = evaluation.every and evaluation.benchmarks and (done % evaluation.every == 0 or done == self.config.steps)
         evaluated = self._evaluate(done, seconds) if due else {}
-        row = self._measured(step, rollouts, update, seconds) | evaluated if self.leader else {}
-        self._record(done, row, seconds)
-        if done % self.config.checkpoints.every == 0 or done == self.config.steps:
-            self._checkpoint(done, row)
+        if evaluated:
+            self._note_best(done, evaluated)
+        self._record(done, row | evaluated, seconds)
 
     # Rollouts
 
     def _collect(self, step: int, seconds: dict[str, float]) -> list[Rollout]:
-        """The step's rollouts, on the leader; others get an empty list."""
+        """The step's rollouts, on the leader, none if all were refused; others get an empty list."""
         collected = self.processes.share(self.leader is not None and self.leader.is_collected(step))
         if not collected:
             self._serve(step, seconds)
@@ -170,9 +173,19 @@ class _Training:
         with self._together(), timed(seconds, "rollout"):
             if self.leader is not None:
                 rollouts = self.leader.collect(step)
-                if not rollouts:
-                    raise NothingToTrainOn(f"step {step}: the servers refused every rollout; see the journal")
+                if rollouts:
+                    self._check_teacher(step, rollouts)
         return rollouts
+
+    def _check_teacher(self, step: int, rollouts: Sequence[Rollout]) -> None:
+        assert self.leader is not None
+        allowed = self.config.server.allow_broken_teacher
+        try:
+            check_teacher(
+                rollouts, self.vocabulary.size, allowed, lambda text: self.progress.note(f"step {step}: {text}")
+            )
+        except BrokenTeacher as error:
+            raise BrokenTeacher(f"step {step}: {error}; {self._set_aside(step)}") from None
 
     def _serve(self, step: int, seconds: dict[str, float]) -> None:
         """Make the servers hold the student after ``step`` updates, which is the current one."""
@@ -191,8 +204,8 @@ class _Training:
         """This process's micro-batches, and the response tokens of all."""
         hands = None
         if self.leader is not None:
-            size = self.config.optimisation.micro_batch_size
-            hands = deal(self._weighted(rollouts), self.processes.world, size, self.micro_batches)
+            size, aggregation = self.config.optimisation.micro_batch_size, self.config.loss.aggregation
+            hands = deal(self._weighted(rollouts), self.processes.world, size, self.micro_batches, aggregation)
         hand = self.processes.deal(hands)
         tokens = self.processes.share(sum(len(rollout) for rollout in rollouts))
         size, teacher_support = self.config.optimisation.micro_batch_size, self.config.loss.needs_teacher_support
@@ -200,7 +213,7 @@ class _Training:
 
     def _weighted(self, rollouts: Sequence[Rollout]) -> list[Weighted]:
         loss = self.config.loss
-        if not isinstance(loss, TIP):
+        if not isinstance(loss, TIP) or not rollouts:
             return [Weighted(rollout, np.ones(len(rollout), np.float32)) for rollout in rollouts]
         entropy_M = np.concatenate([rollout.tokens["student_entropy"] for rollout in rollouts])
         divergence_M = np.concatenate([_reverse_kl(rollout) for rollout in rollouts])
@@ -213,8 +226,6 @@ class _Training:
     def _measured(self, step: int, rollouts: Sequence[Rollout], update: Update, seconds: dict[str, float]) -> Row:
         assert self.leader is not None
         blend, temperature = self.config.sampling(step)
-        tokens = {n: np.concatenate([r.tokens[n] for r in rollouts]).astype(np.float64) for n in ("beta", "kl")}
-        lengths = np.array([len(rollout) for rollout in rollouts])
         row: Row = {
             "train/loss": update.loss,
             "train/grad_norm": update.grad_norm,
@@ -223,26 +234,25 @@ class _Training:
             "drift/max_abs": update.drift_max,
             "rollout/epsilon": blend.epsilon,
             "rollout/temperature": temperature,
-            "rollout/mean_beta": float(tokens["beta"].mean()),
-            "rollout/mean_kl": float(tokens["kl"].mean()),
-            "rollout/sum_kl": float(tokens["kl"].sum() / len(rollouts)),
-            "rollout/response_length": float(lengths.mean()),
-            "rollout/finished_share": float(np.mean([rollout.finish == "stop" for rollout in rollouts])),
-            "rollout/tokens_per_s": float(lengths.sum() / seconds["rollout"]),
+            "rollout/refused": float(len(self.leader.refused)),
+            "rollout/prompts_left_out": float(self.leader.prompts.left_out.total()),
+            "train/skipped_updates": float(self.skips.total),
         }
         row |= {f"rollout/{name}": value for name, value in update.metrics.items()}
+        if rollouts:
+            row |= _drawn(rollouts, seconds["rollout"]) | teacher_row(rollouts)
         return row | _rewards(self.leader.grade(rollouts))
 
-    def _check(self, update: Update) -> None:
-        settings = self.config.optimisation
-        for name, value in (("loss", update.loss), ("gradient norm", update.grad_norm), ("drift", update.drift_mean)):
-            if not math.isfinite(value):
-                raise NotFinite(f"{name}: got {value}; allowed: a finite number; the last checkpoint is from before it")
-        said = f"trainer and server differ by {update.drift_mean:.2e} nats a token on average"
-        if update.drift_mean > settings.max_drift_stop:
-            raise EnginesDisagree(f"{said}; allowed: optimisation.max_drift_stop = {settings.max_drift_stop:g}")
-        if update.drift_mean > settings.max_drift_warn and self.leader is not None:
-            self.progress.note(f"{said} (optimisation.max_drift_warn: {settings.max_drift_warn:g})")
+    def _check(self, update: Update, step: int) -> None:
+        try:
+            self.skips = check_update(update, self.skips, self.config.optimisation, step, self._note)
+        except EnginesDisagree as error:
+            raise EnginesDisagree(f"{error}; {self._set_aside(step)}") from None
+
+    def _set_aside(self, step: int) -> str:
+        """Keep rollouts that cannot be trusted out of the next process's way; says what will happen."""
+        kept = "" if self.leader is None else f" are kept in {self.leader.set_aside(step).name} and"
+        return f"its rollouts{kept} will be drawn anew, from servers that proved their weights"
 
     def _evaluate(self, step: int, seconds: dict[str, float]) -> Row:
         """pass@1 of the student after ``step`` updates; the leader's row."""
@@ -260,7 +270,7 @@ class _Training:
 
     def _record(self, step: int, row: Row, seconds: dict[str, float]) -> None:
         if self.records is not None:
-            row = {"step": step, **row, **{f"time/{name}_s": value for name, value in seconds.items()}}
+            row = {"step": step, **row, **_times(seconds)}
             self.records.append(row)
             self.progress.step_done(row)
 
@@ -278,25 +288,28 @@ class _Training:
                     (folder / ENGINE).mkdir()
                     state = {"step": step, "weight_version": self.leader.weight_version(step), "metrics": row}
                     state["prompts"] = step * self.config.rollouts.prompts_per_step
+                    state["skipped"] = dataclasses.asdict(self.skips)
                     (folder / STATE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
             unfinished = self.processes.share(os.fspath(folder) if self.leader is not None else None)
             with self._together():
                 self.engine.save(Path(unfinished) / ENGINE)
         if self.leader is not None:
-            self._tidy(step, row)
+            self._tidy(step)
 
-    def _tidy(self, step: int, row: Row) -> None:
-        """Note the best checkpoint, remove what is no longer needed."""
-        scores = [value for name, value in row.items() if name.endswith("/pass_at_1")]
-        if scores:
-            best, now = self.store.best(), Best(step, float(np.mean(scores)))
-            if best is None or now.score > best.score:
-                self.store.record_best(now)
+    def _tidy(self, step: int) -> None:
+        """Remove what is no longer needed once a checkpoint is there."""
         self.store.prune()
         if not self.config.checkpoints.keep_journals:
             for path in (self.config.run_folder / "journal").glob("*.rollouts"):
                 if path < step_path(path.parent, step):
                     path.unlink()
+
+    def _note_best(self, step: int, row: Row) -> None:
+        """Of the checkpoints that were evaluated."""
+        if self.store.path(step).is_dir():
+            scores = [value for name, value in row.items() if name.endswith("/pass_at_1")]
+            self.store.record_best(Best(step, float(np.mean(scores))))
+            self.store.prune()
 
     def _resume(self) -> int:
         """Go back to the newest checkpoint; the number of updates that it holds."""
@@ -309,9 +322,16 @@ class _Training:
         if step == 0:
             return 0
         checkpoint = next(c for c in self.store.all() if c.step == step)
-        checkpoint.state()
+        self.skips = Skips(**checkpoint.state().get("skipped", {}))
         self.engine.load(checkpoint.engine)
         return step
+
+    def _unrecorded(self) -> Row | None:
+        """The row of the newest checkpoint's update, if the process ended before it was recorded: in its evaluation."""
+        checkpoint, log = self.store.latest(), MetricsLog(self.config.run_folder / METRICS_FILE)
+        if checkpoint is None or any(row["step"] == checkpoint.step for row in read_rows(log.path)):
+            return None
+        return checkpoint.state()["metrics"]
 
     def _forget_evaluations(self) -> None:
         """Those after the checkpoint: the updates up to them are made again, on a GPU not to the last bit."""
@@ -339,6 +359,10 @@ class _Training:
             sinks.append(WandbSink(records.wandb_project, self.config.name, folder, settings))
         return RunRecords(log, sinks, self.progress.note)
 
+    def _note(self, text: str) -> None:
+        if self.leader is not None:
+            self.progress.note(text)
+
     def _phase(self, name: str) -> None:
         if self.leader is not None:
             self.progress.phase(name)
@@ -352,6 +376,24 @@ class _Training:
         except Exception as caught:  # handed to every process, and raised here
             error = caught
         self.processes.agree(error)
+
+
+def _times(seconds: Mapping[str, float]) -> Row:
+    return {f"time/{name}_s": value for name, value in seconds.items()}
+
+
+def _drawn(rollouts: Sequence[Rollout], seconds: float) -> Row:
+    """What a step's rollouts, at least one, were like."""
+    tokens = {n: np.concatenate([r.tokens[n] for r in rollouts]).astype(np.float64) for n in ("beta", "kl")}
+    lengths = np.array([len(rollout) for rollout in rollouts])
+    return {
+        "rollout/mean_beta": float(tokens["beta"].mean()),
+        "rollout/mean_kl": float(tokens["kl"].mean()),
+        "rollout/sum_kl": float(tokens["kl"].sum() / len(rollouts)),
+        "rollout/response_length": float(lengths.mean()),
+        "rollout/finished_share": float(np.mean([rollout.finish == "stop" for rollout in rollouts])),
+        "rollout/tokens_per_s": float(lengths.sum() / seconds),
+    }
 
 
 def _rewards(grades: Sequence[Grade | None]) -> Row:

@@ -3,9 +3,10 @@
     python -m tests.e2e.killable_training WHERE COUNT train-arguments...
 
 WHERE: ``journal`` (in the middle of collection), ``update`` (after an update, before it is recorded), ``checkpoint``
-(all is written but the name), ``push`` (after a part of the weights was sent), ``none``. COUNT: at which pass. The
-others harm something else: ``server`` kills the server that the run started, in the middle of collection, and
-``server_in_push`` between two parts of the weights; ``disk`` lets the files of a checkpoint grow to 100 kB only.
+(all is written but the name), ``evaluation`` (measured, not recorded), ``push`` (after a part of the weights was sent),
+``none``. COUNT: at which pass. The others harm something else: ``server`` kills the server that the run started, in the
+middle of collection, and ``server_in_push`` between two parts of the weights; ``disk`` lets the files of a checkpoint
+grow to 100 kB only, ``nan`` makes the gradient of one update NaN, and ``refusal`` has one request refused.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import psutil
 import trainer.atomic
 from sglang_trb.cli.main import main as trb
 from trainer.checkpoints import STATE
-from trainer.client import TrbClient
+from trainer.client import Refused, TrbClient
 from trainer.journal import StepJournal
 
 
@@ -34,12 +35,20 @@ def main() -> int:
         from trainer.engine import TrainEngine
 
         _end_in(TrainEngine, "update", int(count))
+    elif where == "evaluation":
+        from trainer.leader import Leader
+
+        _end_in(Leader, "evaluate", int(count))
     elif where == "push":
         _in_push(int(count), lambda: os._exit(9))
     elif where == "server_in_push":
         _in_push(int(count), _kill_server)
     elif where == "server":
         _call_after(StepJournal, "append", int(count), _kill_server)
+    elif where == "nan":
+        _poison_update(int(count))
+    elif where == "refusal":
+        _refuse(int(count))
     elif where == "disk":
         from trainer.engine import TrainEngine
 
@@ -57,6 +66,34 @@ def _kill_server() -> None:
     for child in psutil.Process().children():
         if "sglang_trb.cli.main" in child.cmdline():
             child.kill()
+
+
+def _poison_update(count: int) -> None:
+    from trainer.engine import TrainEngine
+
+    update, passes = TrainEngine.update, 0
+
+    def poisoned(self: Any, hand: Any, *arguments: Any) -> Any:
+        nonlocal passes
+        passes += 1
+        if passes == count:
+            hand[0].position_weight_N[0] = float("nan")
+        return update(self, hand, *arguments)
+
+    TrainEngine.update = poisoned  # type: ignore[method-assign]
+
+
+def _refuse(count: int) -> None:
+    generate, passes = TrbClient.generate, 0
+
+    async def counted(self: TrbClient, *arguments: Any) -> Any:
+        nonlocal passes
+        passes += 1
+        if passes == count:
+            raise Refused("a row of NaN")
+        return await generate(self, *arguments)
+
+    TrbClient.generate = counted  # type: ignore[method-assign]
 
 
 def _fill_disk(engine: type) -> None:

@@ -70,13 +70,15 @@ def test_serve_and_call(config, tmp_path):
     assert server_processes(tmp_path) == []
 
 
-def test_base_url_and_the_end_of_a_server(config, tmp_path):
+def test_base_url_and_the_end_of_a_server(config, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRB_ADMIN_KEY", "a-key-of-its-own")
     others = psutil.Process().children(recursive=True)  # other tests' servers, torch's helpers
     with serving(config, log=tmp_path / "server.log") as address:
         output = run(tmp_path, ROOT / "examples/serve_and_call.py", "--base-url", address, "--epsilon", "0.5").stdout
         assert "'epsilon': 0.5" in output
         processes = [p for p in psutil.Process().children(recursive=True) if p not in others]
         assert any("sglang::scheduler" in " ".join(p.cmdline()) for p in processes)
+        assert not any("a-key-of-its-own" in " ".join([*p.cmdline(), *p.environ().values()]) for p in processes)
     _, alive = psutil.wait_procs(processes, timeout=10)
     assert alive == []
     assert "trb serve: stopped" in (tmp_path / "server.log").read_text()

@@ -11,17 +11,25 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
 
+import numpy as np
 import pytest
+import requests
+import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
 from sglang_trb.local_server import ADMIN_KEY_VARIABLE, free_port, serving
-from tests.pairs import Pair, build_pair
+from sglang_trb.packing import unpack
+from tests.pairs import Pair, build_pair, hub_cache, shard
 from trainer.checkpoints import CheckpointStore
 from trainer.journal import StepJournal
-from trainer.records import METRICS_FILE, curve, read_rows
+from trainer.records import METRICS_FILE, curve, read_evaluations, read_rows, undeclared
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS, PROMPTS, SAMPLES = 4, 3, 2
+ADMIN_KEY = "the-admin-key-of-these-tests"
+PREFERRED = {"top_p": 0.5, "top_k": 4, "repetition_penalty": 1.5, "stop": ["e"], "logit_bias": {"7": 5.0}}
+"""What the server does where a request says nothing. A trainer's requests say everything, so nothing of it shows."""
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +40,8 @@ def pair() -> Pair:
 @pytest.fixture(scope="module")
 def server(pair, tmp_path_factory):
     options = ["--model-path", str(pair.student), "--speculative-draft-model-path", str(pair.teacher)]
-    os.environ[ADMIN_KEY_VARIABLE] = "a key"  # the server's and the trainers'
+    options += ["--preferred-sampling-params", json.dumps(PREFERRED)]
+    os.environ[ADMIN_KEY_VARIABLE] = ADMIN_KEY  # the server's and the trainers'
     log = tmp_path_factory.mktemp("server") / "server.log"
     with serving(ROOT / "server_configs" / "cpu-tiny.yaml", options, log=log) as address:
         yield address
@@ -90,10 +99,9 @@ def train(config: Path, *overrides: str, where: str = "none", count: int = 0) ->
     return end_of([sys.executable, *module, "--config", str(config), *overrides])
 
 
-def end_of(command: list[str]) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=200, check=False
-    )
+def end_of(command: list[str], variables: dict[str, str] | None = None) -> subprocess.CompletedProcess:
+    variables = environment() | (variables or {})
+    return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=200, check=False)
 
 
 def environment() -> dict[str, str]:
@@ -113,10 +121,12 @@ def check_each_prompt_once(run: Path, steps: int = STEPS) -> None:
     assert trained == [(prompt, sample) for prompt in range(steps * PROMPTS) for sample in range(SAMPLES)]
 
 
-def test_a_run_from_start_to_end(unbroken):
+def test_a_run_from_start_to_end(unbroken, server):
+    check_preferences_reach_other_requests(server)
     run = unbroken.parent / "runs" / "tiny"
     rows = read_rows(run / METRICS_FILE)
     assert [row["step"] for row in rows] == list(range(STEPS + 1))
+    assert undeclared({name for row in rows for name in row}) == []
     assert [row["rollout/epsilon"] for row in rows[1:]] == pytest.approx([0.1, 0.1 * 2 / 3, 0.1 / 3, 0.0])
     assert all(row["drift/mean_abs"] < 1e-4 for row in rows[1:]), "float32 on both sides"
     assert all(row["rollout/mean_kl"] <= row["rollout/epsilon"] * (1 + 1e-4) for row in rows[1:])
@@ -125,7 +135,7 @@ def test_a_run_from_start_to_end(unbroken):
     assert rows[-1]["rollout/reverse_kl"] < rows[1]["rollout/reverse_kl"]
     assert [checkpoint.step for checkpoint in CheckpointStore(run / "checkpoints", 2).all()] == [2, 4]
     check_each_prompt_once(run)
-    check_evaluated_again(unbroken, rows[-1]["eval/sums/pass_at_1"])
+    check_evaluated_again(unbroken, rows)
     assert (run / "report" / "index.html").is_file()
     again = train(unbroken)
     assert (
@@ -135,25 +145,46 @@ def test_a_run_from_start_to_end(unbroken):
     )
 
 
-def check_evaluated_again(config: Path, want: float) -> None:
-    """The last checkpoint's responses are all there: it is graded again, not drawn again."""
-    command = [sys.executable, "-m", "sglang_trb.cli.main", "evaluate", "--config", str(config)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
+def check_preferences_reach_other_requests(server: str) -> None:
+    """One that leaves them to the server is filtered; the run's own evaluation would have stopped over such a law."""
+    asked = {"trb_rule": "student", "trb_return": "tokens"}
+    body = {"input_ids": [40, 50, 60], "sampling_params": {"max_new_tokens": 8, "custom_params": asked}}
+    trb = requests.post(f"{server}/generate", json=body, timeout=60).json()["meta_info"]["trb"]
+    assert np.abs(unpack(trb["behavior_logprob"]) - unpack(trb["student_logprob"])).max() > 0.1
+
+
+def check_evaluated_again(config: Path, rows: list[dict]) -> None:
+    """The best checkpoint's responses are all there: it is graded again, not drawn again, and without prompts."""
+    command = [sys.executable, "-m", "sglang_trb.cli.main", "evaluate", "--config", str(config), "data.path=nowhere"]
+    done = subprocess.run(
+        [*command, "--step", "best"], cwd=ROOT, capture_output=True, text=True, timeout=100, check=False
+    )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
+    best = max(rows[2::2], key=lambda row: row["eval/sums/pass_at_1"])  # of equals the earliest
+    step, want = best["step"], best["eval/sums/pass_at_1"]
     assert (result["benchmark"], result["pass_at_1"], result["problems"]) == ("sums", want, 4)
+    (kept,) = read_evaluations(config.parent / "runs" / "tiny")
+    assert (kept.step, kept.benchmark, kept.pass_at_1) == (step, "sums", want)
     done = subprocess.run([*command, "--step", "3"], cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
-    assert done.returncode == 1 and "--step: got 3; allowed: 0 and the checkpoints [2, 4]" in done.stderr
+    assert done.returncode == 1 and "--step: got 3; allowed: 0, best and the checkpoints [2, 4]" in done.stderr
 
 
-@pytest.mark.parametrize(("where", "count"), [("update", 3), ("checkpoint", 1)])
-def test_killed_after_collection_the_curve_is_bit_identical(config, unbroken, where, count):
-    """Killed after update 3, before it is recorded; and while a checkpoint is written."""
+@pytest.mark.parametrize(
+    ("where", "count", "kept"), [("update", 3, [2]), ("checkpoint", 1, []), ("evaluation", 3, [2, 4])]
+)
+def test_killed_after_collection_the_curve_is_bit_identical(config, unbroken, where, count, kept):
+    """Killed after update 3, before it is recorded; while a checkpoint is written; in the last update's evaluation,
+    which comes after its checkpoint.
+    """
     killed = train(config, where=where, count=count)
     assert killed.returncode == 9, killed.stderr
+    store = CheckpointStore(config.parent / "runs" / "tiny" / "checkpoints", 2)
+    assert [checkpoint.step for checkpoint in store.all()] == kept
     resumed = train(config)
     assert resumed.returncode == 0, resumed.stderr
     assert curve_of(config) == curve_of(unbroken)
+    assert store.best() == CheckpointStore(unbroken.parent / "runs" / "tiny" / "checkpoints", 2).best()
     check_each_prompt_once(config.parent / "runs" / "tiny")
 
 
@@ -170,12 +201,26 @@ def test_killed_during_collection_what_was_finished_is_kept(config):
     check_each_prompt_once(run)
 
 
+@pytest.mark.slow
+def test_an_update_without_a_gradient_is_left_out_and_counted_across_a_restart(config):
+    done = train(config, "steps=2", "evaluation.every=0", where="nan", count=2)
+    assert done.returncode == 0 and "step 1: the update is skipped" in done.stdout, done.stderr + done.stdout
+    assert train(config, "steps=3", "evaluation.every=0").returncode == 0
+    run = config.parent / "runs" / "tiny"
+    assert [row["train/skipped_updates"] for row in read_rows(run / METRICS_FILE)] == [0, 1, 1]
+    assert [
+        checkpoint.state()["skipped"]["in_a_row"] for checkpoint in CheckpointStore(run / "checkpoints", 2).all()
+    ] == [1, 0]
+    stopped = train(config, "steps=4", "evaluation.every=0", "optimisation.max_skipped=1", where="nan", count=1)
+    assert stopped.returncode == 1 and "allowed: optimisation.max_skipped = 1" in stopped.stderr, stopped.stderr
+
+
 def test_a_full_disk_in_a_checkpoint_stops_clearly_and_loses_nothing(config):
     full = train(config, where="disk")
     assert full.returncode == 1 and "step-000002" in full.stderr and "Traceback" not in full.stderr, full.stderr
     run = config.parent / "runs" / "tiny"
     assert not list((run / "checkpoints").iterdir())
-    assert [row["step"] for row in read_rows(run / METRICS_FILE)] == [0, 1, 2]
+    assert [row["step"] for row in read_rows(run / METRICS_FILE)] == [0, 1], "a row is of an update that is kept"
     assert train(config).returncode == 0
     check_each_prompt_once(run)
 
@@ -190,6 +235,9 @@ def test_a_server_killed_during_collection_is_started_again_and_brought_to_its_w
     run = config.parent / "runs" / "tiny"
     assert [row["step"] for row in read_rows(run / METRICS_FILE)] == list(range(1, STEPS + 1))
     check_each_prompt_once(run)
+    assert b"server_args=" in (run / "server.log").read_bytes()
+    holders = [file for file in run.rglob("*") if file.is_file() and ADMIN_KEY.encode() in file.read_bytes()]
+    assert not holders, "the key is in a file"
 
 
 @pytest.mark.parametrize("route", ["tensor", "distributed"])
@@ -222,9 +270,30 @@ def test_the_tensor_route_without_a_key_is_refused(config, monkeypatch):
     assert "Traceback" not in done.stderr
 
 
+def test_a_server_with_another_teacher_is_refused_and_a_student_of_the_hub_evaluated(config, pair, tmp_path):
+    teacher = Path(shutil.copytree(pair.teacher, tmp_path / "teacher"))
+    student = Path(shutil.copytree(pair.student, tmp_path / "student"))
+    shard(student, **{"model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(8)})
+    hub = {"HF_HUB_CACHE": str(hub_cache(tmp_path / "hub", "some/student", student)), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "sglang_trb.cli.main", "evaluate", "--config", str(config), "--step", "0"]
+    command += ["models.student=some/student", f"models.teacher={teacher}"]
+    done = end_of(command, hub)
+    assert done.returncode == 0 and json.loads(done.stdout)["problems"] == 4, done.stderr
+    weights = load_file(teacher / "model.safetensors")
+    weights["model.norm.weight"] += 1
+    save_file(weights, teacher / "model.safetensors")
+    done = end_of(command, hub)
+    assert (
+        done.returncode == 1
+        and f"got '{pair.teacher}', which differs from models.teacher in its weights" in done.stderr
+    )
+
+
 @pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
-def test_two_processes_train_as_one(config, unbroken, launcher):
-    """Sums come in another order: the same to rounding, and the same prompts."""
+def test_two_processes_train_as_one(config, unbroken, launcher, monkeypatch):
+    """Sums come in another order: the same to rounding, and the same prompts. OpenMP's threads do not spin."""
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.setenv("OMP_DISPLAY_ENV", "VERBOSE")
     launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m"]
     if launcher == "deepspeed":
         launch = ["-m", "deepspeed.launcher.runner", "--num_gpus", "2", "--master_port", str(free_port())]
@@ -234,6 +303,7 @@ def test_two_processes_train_as_one(config, unbroken, launcher):
         arguments += ["server.urls=[]", f"server.launch={ROOT / 'server_configs' / 'cpu-tiny.yaml'}"]
     done = end_of([sys.executable, *launch, "sglang_trb.cli.main", *arguments])
     assert done.returncode == 0, done.stderr
+    assert done.stderr.count("GOMP_SPINCOUNT = '0'") == 2, done.stderr
     check_trained_as(config, unbroken)
 
 
@@ -267,8 +337,11 @@ def test_engines_that_disagree_are_said_then_stop_the_run(config):
     stopped = train(config, *tight, "optimisation.max_drift_stop=1e-12")
     assert stopped.returncode == 1 and "allowed: optimisation.max_drift_stop = 1e-12" in stopped.stderr, stopped.stderr
     assert "Traceback" not in stopped.stderr
-    assert [row["step"] for row in read_rows(config.parent / "runs" / "tiny" / METRICS_FILE)] == [1]
+    assert "step 1: " in stopped.stderr and "are kept in step-000001.set-aside-001" in stopped.stderr
+    run = config.parent / "runs" / "tiny"
+    assert [row["step"] for row in read_rows(run / METRICS_FILE)] == [1]
     assert train(config, *tight).returncode == 0
+    assert (run / "journal" / "step-000001.set-aside-001").is_file()
     check_each_prompt_once(config.parent / "runs" / "tiny", 2)
 
 
@@ -290,11 +363,45 @@ def test_a_poisoned_prompt(config, row, says):
     assert done.returncode == (0 if row["question"] else 1)
 
 
-def test_a_prompt_that_the_server_refuses_stops_the_run_with_its_reason(config):
+def test_what_the_context_has_no_room_for_is_counted_and_the_data_stays_what_it_was(config):
+    """The server has 512 tokens. A benchmark's problem that is too long is a fault; other data is refused later.
+
+    Of the step's 6 rollouts, after 3 responses of the evaluation, the second is refused; it is trained without it.
+    """
+    problems = config.parent / "problems.jsonl"
+    rows = problems.read_text()
+    problems.write_text(json.dumps({"question": "x " * 260, "answer": "1"}) + "\n" + rows)
+    done = train(config, "steps=1", "data.max_prompt_tokens=100000", where="refusal", count=5)
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert "step 0: 1 of 6 responses could not be had" in done.stdout and "a row of NaN" in done.stdout
+    assert "data: 1 of 21 prompts are left out: longer than the 498 tokens" in done.stdout, done.stdout
+    assert "sums: 1 of 4 problems are longer than the 502 tokens" in done.stdout
+    run = config.parent / "runs" / "tiny"
+    start, row = read_rows(run / METRICS_FILE)
+    assert (start["eval/sums/faults"], row["eval/sums/faults"], row["rollout/prompts_left_out"]) == (1, 1, 1)
+    assert (row["rollout/refused"], row["train/skipped_updates"]) == (1, 0)
+    problems.write_text(rows)
+    again = train(config, "steps=2", "data.max_prompt_tokens=100000")
+    assert again.returncode == 1 and "Restore the file, or give the run another name" in again.stderr, again.stderr
+    assert "benchmark sums" in again.stderr or "training prompts" in again.stderr, again.stderr
+
+
+def test_a_step_whose_only_problem_is_refused_is_left_out(config):
+    one = ["rollouts.prompts_per_step=1", "rollouts.samples_per_prompt=1", "loss={name: tip}", "evaluation.every=0"]
+    done = train(config, "steps=2", *one, where="refusal", count=1)
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert "step 0: the update is skipped, it has no finite gradient (1 so far)" in done.stdout
+    first, second = read_rows(config.parent / "runs" / "tiny" / METRICS_FILE)
+    assert [(row["rollout/refused"], row["train/skipped_updates"]) for row in (first, second)] == [(1, 1), (0, 1)]
+    assert "rollout/mean_kl" not in first and second["train/grad_norm"] > 0
+
+
+def test_prompts_that_are_all_too_long_stop_the_run_before_its_first_step(config):
     row = json.dumps({"question": "x " * 5000, "answer": "1"}) + "\n"
     (config.parent / "problems.jsonl").write_text(row * PROMPTS)
     done = train(config, "steps=1", "evaluation.every=0", "data.max_prompt_tokens=100000")
-    assert done.returncode == 1 and "context length" in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert done.returncode == 1 and "the servers' context leaves" in done.stderr and "Traceback" not in done.stderr
+    assert not list((config.parent / "runs" / "tiny").glob("journal/*")), done.stderr
 
 
 STUDENT = "rollouts.behaviour={method: student}"
@@ -326,14 +433,18 @@ def test_every_method_trains(config, overrides):
 
 
 @pytest.mark.slow
-def test_sft_warmup_has_the_first_prompts_of_the_run_that_follows(config):
+def test_sft_warmup_has_the_first_prompts_of_the_run_that_it_replaces(config):
+    """The second stage takes up the prompts where the first left off, and is killed and resumed on the way."""
     first = ["name=sft", "steps=2", "rollouts.behaviour={method: teacher}", "loss={name: sft}", "evaluation.every=0"]
     assert train(config, *first).returncode == 0
     runs = config.parent / "runs"
     student = runs / "sft" / "checkpoints" / "step-000002" / "student"
-    assert train(config, f"models.student={student}", STUDENT, "steps=2", "evaluation.every=0").returncode == 0
-    for step in range(2):
-        assert prompts_of(runs / "sft", step) == prompts_of(runs / "tiny", step)
+    second = ["name=second", f"models.student={student}", f"data.first_prompt={2 * PROMPTS}", STUDENT, "steps=2"]
+    assert train(config, *second, "evaluation.every=0", where="update", count=2).returncode == 9
+    assert train(config, *second, "evaluation.every=0").returncode == 0
+    assert train(config, "steps=4", "evaluation.every=0").returncode == 0
+    in_two = [prompts_of(runs / name, step) for name in ("sft", "second") for step in range(2)]
+    assert in_two == [prompts_of(runs / "tiny", step) for step in range(4)]
 
 
 def prompts_of(run: Path, step: int) -> list[list[int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import subprocess
 import sys
@@ -34,6 +35,18 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
     store.prune()
     assert steps_of(store) == [2, 10, 1_000_000]
     assert store.latest().state() == {"step": 1_000_000}
+
+
+def test_the_best_has_the_highest_score_and_nan_is_never_it(tmp_path):
+    store = CheckpointStore(tmp_path, keep_last=1)
+    best = []
+    for step, score in enumerate([math.nan, 0.2, math.nan, 0.2, 0.5, 0.4]):
+        store.record_best(Best(step, score))
+        best.append(store.best() and store.best().step)
+    assert best == [None, 1, 1, 1, 4, 4]
+    (tmp_path / "best.json").write_text('{"step": 0, "score": NaN}')
+    store.record_best(Best(6, 0.0))
+    assert store.best() == Best(6, 0.0)
 
 
 def test_the_state_must_be_of_its_step(tmp_path):

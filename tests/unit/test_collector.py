@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 import time
 import types
 from collections import Counter
 
+import numpy as np
 import pytest
 from aiohttp import web
 
+from sglang_trb.packing import pack, unpack
+from sglang_trb.params import BlendParams, Return, Rule
 from tests.rollout_answers import VERSION, make_answer, make_order
 from trainer import servers
 from trainer.client import Refused, TrbClient, session
 from trainer.collector import CollectionFailed, Collector
 from trainer.journal import StepJournal, step_path
-from trainer.rollouts import RolloutKey
+from trainer.rollouts import OtherLaw, RolloutKey
 from trainer.servers import ServerPool, ServersGone
 
 KEYS = [RolloutKey(0, prompt, sample) for prompt in range(6) for sample in range(2)]
 ORDERS = [make_order(key) for key in KEYS]
+OPTIONS = {"max_in_flight": 3, "request_timeout_s": 1.0, "max_attempts": 3}
 BY_SEED = {order.seed: order for order in ORDERS}
 
 
@@ -40,6 +45,7 @@ class FakeServer:
     def __init__(self, misdeeds=(), version=VERSION):
         self.misdeeds, self.version, self.asked = list(misdeeds), version, Counter()
         self.updates = 0
+        self.answer = make_answer
 
     async def __aenter__(self):
         app = web.Application()
@@ -67,7 +73,7 @@ class FakeServer:
     async def generate(self, request):
         order = BY_SEED[(await request.json())["sampling_params"]["sampling_seed"]]
         self.asked[order.key] += 1
-        answer = make_answer(order)
+        answer = self.answer(order)
         answer["meta_info"]["trb"]["student_weight_version"] = self.version
         if self.misdeeds:
             response = self.misdeeds.pop(0)(order, answer)
@@ -117,14 +123,14 @@ async def resync(client):
     await client.post("/update_weights_from_disk", {"weight_version": VERSION}, 5)
 
 
-async def collect(fakes, tmp_path, *, unreachable_s=5.0, resync=resync, notes=None, **options):
-    options = {"max_in_flight": 3, "request_timeout_s": 1.0, "max_attempts": 3, "max_refused_share": 0.1} | options
+async def collect(fakes, tmp_path, *, unreachable_s=5.0, resync=resync, notes=None, share=0.1, **options):
+    options = OPTIONS | options
     note = (lambda line: None) if notes is None else notes.append
     async with session() as http:
         pool = ServerPool([TrbClient(fake.url, http) for fake in fakes], unreachable_s, note)
         pool.expect(VERSION, resync)
         with StepJournal(step_path(tmp_path, 0)) as journal:
-            await Collector(pool, **options, note=note).collect(ORDERS, journal)
+            await Collector(pool, **options, note=note).collect(ORDERS, journal, share)
             return journal
 
 
@@ -156,7 +162,7 @@ def test_every_rollout_is_collected_once_whatever_happens_to_two_requests(tmp_pa
 def test_a_rollout_that_keeps_failing_stops_the_step_and_loses_nothing(tmp_path, misdeed):
     async def scenario():
         async with FakeServer([misdeed] * 1000) as fake:
-            with pytest.raises(CollectionFailed, match=r"RolloutKey.* failed 3 times"):
+            with pytest.raises(CollectionFailed, match=r"RolloutKey.*: failed 3 times, the last time: "):
                 await collect([fake], tmp_path, request_timeout_s=0.1)
             fake.misdeeds = []
             check_complete(await collect([fake], tmp_path), fake)
@@ -174,16 +180,58 @@ def test_finished_rollouts_are_not_drawn_again(tmp_path):
     run(scenario)
 
 
-def test_a_refused_rollout_is_left_out_and_too_many_stop_the_step(tmp_path):
+def of_prompts(prompts, misdeed):
+    """Misdo the requests of some prompts, answer the others."""
+    return [lambda order, answer: misdeed(order, answer) if order.key.prompt in prompts else web.json_response(answer)]
+
+
+@pytest.mark.parametrize("misdeed", [text(400, "token 0 could not be drawn"), text(500), without_statistics, hang])
+def test_one_problem_is_left_out_and_two_stop_the_step(tmp_path, misdeed):
+    """Refused, or failing again and again: 2 of 12 rollouts are over the share, but a single prompt ends no run."""
+
     async def scenario():
-        async with FakeServer([text(400, "token 0 of this request could not be drawn")]) as fake:
-            journal = await collect([fake], tmp_path)
-            assert len(journal.rollouts()) == len(KEYS) - 1
-            (refusal,) = journal.refusals()
-            assert "could not be drawn" in refusal.reason
-        async with FakeServer([text(400)] * 2) as fake:
-            with pytest.raises(CollectionFailed, match="max_refused_share"):
-                await collect([fake], tmp_path / "other")
+        async with FakeServer(of_prompts({3}, misdeed) * 1000) as fake:
+            journal = await collect([fake], tmp_path, request_timeout_s=0.1)
+            assert [rollout.key for rollout in journal.rollouts()] == [key for key in KEYS if key.prompt != 3]
+            assert [refusal.key for refusal in journal.refusals()] == [key for key in KEYS if key.prompt == 3]
+            if misdeed is not hang:
+                await collect([fake], tmp_path)
+                assert fake.asked.total() == 10 + 2 * (1 if "could not" in journal.refusals()[0].reason else 3)
+        async with FakeServer(of_prompts({3, 5}, misdeed) * 1000) as fake:
+            with pytest.raises(CollectionFailed, match=r"max_refused_share: 0.1\); RolloutKey"):
+                await collect([fake], tmp_path / "other", request_timeout_s=0.1)
+            with StepJournal(step_path(tmp_path / "other", 0)) as journal:
+                assert not journal.refusals(), "they are asked for again, also where the last one was too many"
+
+    run(scenario)
+
+
+def test_an_evaluation_puts_up_with_any_number(tmp_path):
+    async def scenario():
+        async with FakeServer([text(400)] * 1000) as fake:
+            journal = await collect([fake], tmp_path, share=1.0)
+            assert len(journal.refusals()) == len(KEYS) and not journal.rollouts()
+
+    run(scenario)
+
+
+def test_a_server_that_filters_stops_the_step_at_once(tmp_path):
+    """Asked for the student's own law, it answers from a part of it; asking again would not help."""
+
+    def halved(order, answer):
+        trb = answer["meta_info"]["trb"]
+        trb["behavior_logprob"] = pack(unpack(trb["student_logprob"]) + np.float32(np.log(2)))
+        return web.json_response(answer)
+
+    async def scenario():
+        blend = BlendParams(Rule.STUDENT, returned=Return.SUPPORT)
+        orders = [dataclasses.replace(order, blend=blend) for order in ORDERS]
+        async with FakeServer([halved] * 1000) as fake, session() as http:
+            pool = ServerPool([TrbClient(fake.url, http)], 5.0, lambda line: None)
+            pool.expect(VERSION, resync)
+            fake.answer = lambda order: make_answer(dataclasses.replace(order, blend=blend))
+            with StepJournal(step_path(tmp_path, 0)) as journal, pytest.raises(OtherLaw, match="filtered sampling"):
+                await Collector(pool, **OPTIONS).collect(orders, journal, 0.1)
 
     run(scenario)
 
@@ -206,10 +254,9 @@ def test_more_in_the_journal_than_is_wanted_does_not_hinder(tmp_path):
         async with FakeServer() as fake, session() as http:
             pool = ServerPool([TrbClient(fake.url, http)], 5.0, lambda line: None)
             pool.expect(VERSION, resync)
-            options = {"max_in_flight": 3, "request_timeout_s": 1.0, "max_attempts": 3, "max_refused_share": 0.1}
             with StepJournal(step_path(tmp_path, 0)) as journal:
-                await Collector(pool, **options).collect(ORDERS[2:], journal)
-                await asyncio.wait_for(Collector(pool, **options).collect(ORDERS[:3], journal), 5)
+                await Collector(pool, **OPTIONS).collect(ORDERS[2:], journal, 0.1)
+                await asyncio.wait_for(Collector(pool, **OPTIONS).collect(ORDERS[:3], journal, 0.1), 5)
                 check_complete(journal, fake)
 
     run(scenario)

@@ -95,6 +95,8 @@ def test_overrides(minimal, override, read):
         ("rollouts.behaviour={method: magic}", "magic"),
         ("server.launch=x.yaml", "urls .* or launch"),
         ("name=../up", "name: got '../up'"),
+        ("server.launch_options=[--admin-api-key, secret]", "launch_options: got a key, .*admin_key_variable"),
+        ("server.launch_options=[--api-key=secret]", "launch_options: got a key, .*admin_key_variable"),
         ("steps", "allowed: key.sub=value"),
         ("steps.of=3", "steps.of|steps: got"),
         ("models=null", "models: got None"),
@@ -110,7 +112,7 @@ def test_wrong_values_are_named(minimal, override, says):
     [
         ("", "got NoneType; allowed: a mapping"),
         ("- 1", "got list"),
-        ("a: [", "is not YAML"),
+        ("a: [", r"--config: got .*run.yaml'; allowed: a YAML file \(while parsing .* line 1, column 5: a: \[ \^\)$"),
         ("steps: 1\nsteps: 2", "given twice"),
         (None, "allowed: a YAML file"),
         (b"\xff\xfe\x00", "UTF-8"),
@@ -217,7 +219,7 @@ def test_values_that_yaml_cannot_make(minimal, override):
 @pytest.mark.parametrize("text", ["? [1]\n: 2\n? [1]\n: 3\n", "a: " + "[" * 5000])
 def test_files_that_yaml_cannot_read(tmp_path, text):
     (tmp_path / "c.yaml").write_text(text)
-    with pytest.raises(WrongConfig, match="not YAML that can be used"):
+    with pytest.raises(WrongConfig, match="allowed: a YAML file"):
         load_config(tmp_path / "c.yaml")
 
 

@@ -57,13 +57,15 @@ def make_rollouts(count=7):
 
 
 def weighted():
+    """Of seven rollouts of 3, 5, … 15 tokens."""
     return [Weighted(rollout, np.ones(len(rollout), np.float32)) for rollout in make_rollouts()]
 
 
-def reference(checkpoint, dtype=torch.float32):
-    """Weights, losses and gradient norms of UPDATES steps, a rollout at a time, without DeepSpeed and without chunks.
+def reference(checkpoint, dtype=torch.float32, updates=UPDATES, counts=(1.0,) * 7):
+    """Weights, losses and gradient norms of some steps, a rollout at a time, without DeepSpeed and without chunks.
 
-    The model computes in ``dtype``; gradients are summed, and weights kept, in float32.
+    The model computes in ``dtype``; gradients are summed, and weights kept, in float32. A token of a rollout counts as
+    much as ``counts`` says.
     """
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype).train()
     masters = {name: p.detach().float().clone() for name, p in model.named_parameters()}
@@ -71,12 +73,12 @@ def reference(checkpoint, dtype=torch.float32):
     rollouts = make_rollouts()
     tokens = sum(len(rollout) for rollout in rollouts)
     losses, norms = [], []
-    for step in range(UPDATES):
+    for step in range(updates):
         for master in masters.values():
             master.grad = torch.zeros_like(master)
         losses.append(0.0)
-        for rollout in rollouts:
-            loss = loss_sum(model, rollout) / tokens
+        for rollout, count in zip(rollouts, counts, strict=True):
+            loss = loss_sum(model, rollout) * count / tokens
             loss.backward()
             losses[-1] += loss.item()
             for name, p in model.named_parameters():
@@ -123,11 +125,12 @@ def worker(rank, world, port, case, queue):
             return TrainEngine(student, settings, ReverseKL(), processes, count * case.copies, bf16=case.bf16)
 
         engine = make_engine()
-        hand = [collate(part, 2) for part in processes.deal(deal(weighted(), world, 2, count))]
+        hand = [collate(part, 2) for part in processes.deal(deal(weighted(), world, 2, count, case.aggregation))]
         tokens = sum(len(w.rollout) for w in weighted())
         updates = []
         for step in range(case.updates):
-            updates.append(engine.update(hand * case.copies, tokens * case.copies, step))
+            brought = _poisoned(hand) if step == case.poison and rank == 0 else hand
+            updates.append(engine.update(brought * case.copies, tokens * case.copies, step))
             if case.resume_folder is not None and step == 0:
                 engine.save(case.resume_folder)
                 for path in case.resume_folder.rglob(case.lose or "nothing"):
@@ -143,7 +146,9 @@ def worker(rank, world, port, case, queue):
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A run; ``lose``: files of the checkpoint to lose; ``copies``: of the rollouts within an update."""
+    """A run; ``lose``: files of the checkpoint to lose; ``copies``: of the rollouts within an update; ``poison``: the
+    step in which one process's gradient is NaN.
+    """
 
     checkpoint: str
     stage: int
@@ -152,7 +157,15 @@ class Case:
     resume_folder: Path | None = None
     lose: str | None = None
     copies: int = 1
+    aggregation: str = "token_mean"
     updates: int = UPDATES
+    poison: int | None = None
+
+
+def _poisoned(hand):
+    weight_N = hand[0].position_weight_N.clone()
+    weight_N[0] = float("nan")
+    return [dataclasses.replace(hand[0], position_weight_N=weight_N), *hand[1:]]
 
 
 def run(case):
@@ -186,6 +199,21 @@ def test_the_update_is_that_of_plain_pytorch(checkpoint, stage, world):
     assert differ.max() < 2.5e-3 and (differ > 2e-5).float().mean() < 1e-3
 
 
+def test_the_mean_of_micro_batches_is_that_of_plain_pytorch(checkpoint):
+    """Two processes: rollouts 0 2, 4 6 and 1 3, 5 are the micro-batches; all 63 tokens are of seven sequences."""
+    tokens = [3, 5, 7, 9, 11, 13, 15]
+    counts = [0.0] * 7
+    for part in ([0, 2], [4, 6], [1, 3], [5]):
+        for i in part:
+            counts[i] = 63 * len(part) / (7 * sum(tokens[j] for j in part))
+    want, losses, norms = reference(checkpoint, counts=counts)
+    for _, updates, weights, _ in run(Case(checkpoint, 2, 2, aggregation="micro_batch_mean")):
+        assert [u.loss for u in updates] == pytest.approx(losses, rel=1e-4)
+        assert [u.grad_norm for u in updates] == pytest.approx(norms, rel=1e-3)
+        for name in weights or ():
+            assert (torch.from_numpy(weights[name]) - want[name]).abs().mean() < 2e-6
+
+
 @pytest.mark.parametrize(("stage", "world"), [(1, 2), (2, 1), (3, 2)])
 def test_the_update_in_bfloat16(checkpoint, stage, world):
     """The forward's rounding, a share of 2^-9 an operation, is in everything."""
@@ -212,6 +240,28 @@ def test_going_on_from_a_checkpoint_is_bit_identical(checkpoint, stage, world, b
     resumed = run(Case(checkpoint, stage, world, bf16, tmp_path))
     assert straight[0][1] == resumed[0][1]
     assert all(np.array_equal(straight[0][2][name], resumed[0][2][name]) for name in straight[0][2])
+
+
+@pytest.mark.parametrize(("stage", "world"), [(0, 1), (3, 2)])
+def test_a_gradient_that_is_not_finite_is_an_update_that_was_not_made(checkpoint, stage, world):
+    """On all processes, though one alone has it: weights, moments and learning rate stay as they were."""
+    want, losses, norms = reference(checkpoint, updates=2)
+    results = run(Case(checkpoint, stage, world, poison=1))
+    for _, updates, _, _ in results:
+        assert [update.applied for update in updates] == [True, False, True]
+        assert not np.isfinite(updates[1].grad_norm)
+        assert [updates[0].loss, updates[2].loss] == pytest.approx(losses, rel=1e-4)
+        assert [updates[0].grad_norm, updates[2].grad_norm] == pytest.approx(norms, rel=1e-3)
+        assert updates[1].learning_rate == updates[2].learning_rate
+    differ = torch.cat([(torch.from_numpy(results[0][2][name]) - want[name]).abs().flatten() for name in want])
+    assert differ.max() < 2.5e-3 and (differ > 2e-5).float().mean() < 1e-3
+
+
+def test_a_token_without_probability_on_both_sides_is_no_drift():
+    from trainer.engine import drift
+
+    now, then = torch.tensor([-1.0, -torch.inf, -torch.inf]), torch.tensor([-1.5, -torch.inf, -2.0])
+    assert drift(now, then).tolist() == [0.5, 0.0, torch.inf]
 
 
 @pytest.mark.parametrize(("stage", "lose"), [(0, "*model_states.pt"), (1, "*model_states.pt"), (1, "*optim_states.pt")])

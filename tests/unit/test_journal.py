@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.rollout_answers import make_rollout
-from trainer.journal import JournalBroken, StepJournal, step_path
+from trainer.journal import JournalBroken, StepJournal, set_aside, step_path
 from trainer.rollouts import Refusal, RolloutKey
 
 
@@ -91,6 +91,18 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
         journal.append(make_rollout(RolloutKey(0, 1, 0), 3))
     with StepJournal(path) as journal:
         assert len(journal.entries) == 2
+
+
+def test_a_journal_that_is_set_aside_is_kept_and_its_step_starts_anew(tmp_path):
+    path = step_path(tmp_path, 3)
+    for count in (1, 2):
+        with StepJournal(path) as journal:
+            assert not journal.entries
+            journal.append(make_rollout(RolloutKey(3, count, 0), 3))
+        whole = path.read_bytes()
+        kept = set_aside(path)
+        assert (kept.name, kept.read_bytes()) == (f"step-000003.set-aside-00{count}", whole)
+        assert not [*tmp_path.glob("*.rollouts")], "what is removed with old journals"
 
 
 def test_a_rollout_is_kept_once(tmp_path):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import itertools
 
 import numpy as np
 import pytest
 
 from sglang_trb.packing import pack, unpack
+from sglang_trb.params import BlendParams, Return, Rule
 from tests.rollout_answers import make_answer, make_order
-from trainer.rollouts import RolloutKey, UntrustedRollout, parse_rollout
+from trainer.rollouts import OtherLaw, RolloutKey, UntrustedRollout, parse_rollout
 
 KEY = RolloutKey(3, 7, 1)
 
@@ -73,6 +76,40 @@ def test_anything_else_is_refused_by_name(path, value, named):
     break_path(answer, path, value)
     with pytest.raises(UntrustedRollout, match=named):
         parse_rollout(order, answer)
+
+
+def test_a_response_that_was_cut_off_before_its_length_is_refused():
+    order = make_order(KEY)
+    answer = make_answer(order, order.max_new_tokens)
+    answer["meta_info"]["finish_reason"] = {"type": "length"}
+    assert len(parse_rollout(order, answer)) == order.max_new_tokens
+    shorter = make_answer(order, order.max_new_tokens - 2)
+    shorter["meta_info"]["finish_reason"] = {"type": "length"}
+    with pytest.raises(UntrustedRollout, match="62 tokens, cut off"):
+        parse_rollout(order, shorter)
+
+
+@pytest.mark.parametrize(("temperature", "moved", "refused"), [(1.0, 0.0, False), (1.0, 2e-4, True), (0.9, 0.5, False)])
+def test_the_students_own_law_is_the_one_that_was_drawn_from(temperature, moved, refused):
+    blend = BlendParams(Rule.STUDENT, returned=Return.TOKENS)
+    order = dataclasses.replace(make_order(KEY), blend=blend, temperature=temperature)
+    answer = make_answer(order)
+    trb = answer["meta_info"]["trb"]
+    behavior_T = unpack(trb["behavior_logprob"]).copy()
+    behavior_T[2] += np.float32(moved)
+    trb["behavior_logprob"] = pack(behavior_T)
+    with pytest.raises(OtherLaw, match="filtered sampling") if refused else contextlib.nullcontext():
+        parse_rollout(order, answer)
+
+
+def test_no_value_that_changes_the_law_is_left_to_the_server():
+    """SGLang fills in what is missing from its own preferences; these are all its fields, but for those of the text."""
+    sent = make_order(KEY).body()["sampling_params"].keys()
+    of_text = {"skip_special_tokens", "spaces_between_special_tokens", "no_stop_trim", "stream_interval"}
+    made_by_sglang = {"stop_strs", "stop_regex_strs", "stop_str_max_len", "stop_regex_max_len", "is_normalized"}
+    sampling_params = pytest.importorskip("sglang.srt.sampling.sampling_params").SamplingParams
+    others = set(sampling_params.__struct_fields__) - sent - of_text - made_by_sglang
+    assert others == {"ebnf_full_assistant"}, "read again what these do"
 
 
 @pytest.mark.parametrize("answer", [None, [], "text", {}, {"meta_info": None}, {"meta_info": {"trb": None}}])

@@ -66,6 +66,15 @@ def test_the_rest_may_change(folder):
     check_continues(folder, RunConfig(**VALUES | change))
 
 
+def test_micro_batches_that_decide_about_the_loss_stay(tmp_path):
+    values = VALUES | {"loss": {"name": "reverse_kl", "aggregation": "micro_batch_mean"}}
+    write_settings(tmp_path, RunConfig(**values).model_dump(mode="json"))
+    (tmp_path / "journal").mkdir()
+    (tmp_path / "journal" / "step-000000.rollouts").touch()
+    with pytest.raises(OtherRun, match=r"optimisation\.micro_batch_size: got 1, but .* was started with 4"):
+        check_continues(tmp_path, RunConfig(**values | {"optimisation": {"micro_batch_size": 1}}))
+
+
 def test_what_may_change_exists():
     settings = RunConfig(**VALUES).model_dump()
     for name in MAY_CHANGE:

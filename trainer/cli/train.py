@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 
+from trainer.cli import stop_on_sigterm
 from trainer.config_file import WrongConfig, dump_config, load_config
 from trainer.plan import describe
 
@@ -38,7 +38,6 @@ def run(argv: list[str]) -> int:
         return 0
     from trainer.training import train
 
-    # As Ctrl-C: servers end, state is in order.
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
+    stop_on_sigterm()
     train(config, quiet=arguments.quiet)
     return 0
