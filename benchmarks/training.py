@@ -193,7 +193,8 @@ def plain_loop(args: argparse.Namespace, rollouts: Sequence[Rollout]) -> Callabl
             with torch.no_grad():
                 weight = torch.softmax(student_BTK, dim=-1)
                 advantage = -weight * (student_BTK - support["teacher_logprob"])
-            loss = -(advantage * student_BTK).sum() / tokens
+            ratio = (student_BTK - student_BTK.detach()).exp()
+            loss = -(advantage * ratio).sum() / tokens
             loss.backward()
             total += loss.item()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

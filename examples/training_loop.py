@@ -12,16 +12,17 @@ import argparse
 import tempfile
 from pathlib import Path
 
-import numpy as np
-import torch
-
-from trainer.batches import Weighted, collate, deal, micro_batches_per_process
+from trainer.batches import Weighted, collate, deal, micro_batches_per_process  # before torch: trainer/environment.py
 from trainer.config_file import load_config
 from trainer.engine import TrainEngine
 from trainer.leader import Leader
 from trainer.processes import Processes
 from trainer.student import Student
 from trainer.vocabulary import shared_vocabulary
+
+# isort: split
+import numpy as np
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -50,7 +51,7 @@ def main() -> None:
                 leader.serve(engine.weights(), step)  # the servers hold the student after `step` updates
                 rollouts = leader.collect(step)  # drawn at the budget of this step
                 weighted = [Weighted(rollout, np.ones(len(rollout), np.float32)) for rollout in rollouts]
-                (hand,) = deal(weighted, processes.world, settings.micro_batch_size, count)
+                (hand,) = deal(weighted, processes.world, settings.micro_batch_size, count, config.loss.aggregation)
                 batches = [collate(part, settings.micro_batch_size) for part in hand]
                 update = engine.update(batches, sum(len(rollout) for rollout in rollouts), step)
                 blend, _ = config.sampling(step)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from trainer.losses.settings import Aggregation
 from trainer.rollouts import Rollout
 
 
@@ -73,25 +74,48 @@ def micro_batches_per_process(sequences: int, processes: int, micro_batch_size: 
 
 
 def deal(
-    rollouts: Sequence[Weighted], processes: int, micro_batch_size: int, micro_batches: int
+    rollouts: Sequence[Weighted],
+    processes: int,
+    micro_batch_size: int,
+    micro_batches: int,
+    aggregation: Aggregation = "token_mean",
 ) -> list[list[list[Weighted]]]:
     """Each process's micro-batches, as lists; a function of the rollouts alone.
 
     Args:
         rollouts: of the whole step, at most processes * micro_batches * micro_batch_size.
+        aggregation: of the loss; what `micro_batch_mean` does to it is in the weights.
 
     Returns:
-        [processes][micro_batches][<= micro_batch_size]. The longest sequences come first, dealt out in turn.
+        [processes][micro_batches][<= micro_batch_size]. Dealt out in turn: the longest sequences first or, for
+        ``micro_batch_mean``, in the order of their keys, so that lengths are mixed in every micro-batch.
     """
     assert len(rollouts) <= processes * micro_batches * micro_batch_size
-    longest_first = sorted(
-        rollouts, key=lambda w: (-len(w.rollout.prompt_ids) - len(w.rollout.token_ids_T), w.rollout.key)
-    )
+    if aggregation == "micro_batch_mean":
+        order = sorted(rollouts, key=lambda w: w.rollout.key)
+    else:
+        order = sorted(rollouts, key=lambda w: (-len(w.rollout.prompt_ids) - len(w.rollout.token_ids_T), w.rollout.key))
     hands: list[list[list[Weighted]]] = [[[] for _ in range(micro_batches)] for _ in range(processes)]
-    for i, weighted in enumerate(longest_first):
+    for i, weighted in enumerate(order):
         turn, process = divmod(i, processes)
         hands[process][turn // micro_batch_size].append(weighted)
-    return hands
+    return micro_batch_mean(hands) if aggregation == "micro_batch_mean" else hands
+
+
+def micro_batch_mean(hands: Sequence[Sequence[Sequence[Weighted]]]) -> list[list[list[Weighted]]]:
+    """Weights that make the mean over all tokens the mean over micro-batches of the mean over their tokens.
+
+    A micro-batch counts by its sequences, over all processes: each of its t tokens counts T s / (S t), with s its
+    sequences, S and T the sequences and tokens of all.
+    """
+    dealt = [weighted for hand in hands for part in hand for weighted in part]
+    tokens_a_sequence = sum(len(weighted.rollout) for weighted in dealt) / max(len(dealt), 1)
+
+    def weigh(part: Sequence[Weighted]) -> list[Weighted]:
+        scale = np.float32(tokens_a_sequence * len(part) / max(sum(len(weighted.rollout) for weighted in part), 1))
+        return [Weighted(weighted.rollout, weighted.position_weight_T * scale) for weighted in part]
+
+    return [[weigh(part) for part in hand] for hand in hands]
 
 
 def collate(hand: Sequence[Weighted], micro_batch_size: int, *, teacher_support: bool = False) -> MicroBatch:

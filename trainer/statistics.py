@@ -1,14 +1,18 @@
-"""What an evaluation says, with its uncertainty."""
+"""What an evaluation says, with its uncertainty, and which of several is the best."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
 import numpy as np
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
+
+Item = TypeVar("Item")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,7 +20,7 @@ class PassAt1:
     """pass@1 = mean over problems of c/n (App. A.1), with a bootstrap interval over the problems.
 
     Attributes:
-        mean, low, high: 0 to 1.
+        mean, low, high: 0 to 1; NaN where no problem has a graded answer.
         problems: how many.
     """
 
@@ -27,7 +31,14 @@ class PassAt1:
 
 
 def pass_at_1(shares: Sequence[float], seed: int = 0) -> PassAt1:
-    """Args: the share c/n of right answers of each problem; at least one. The interval is the percentile one."""
+    """pass@1 and its percentile interval.
+
+    Args:
+        shares: c/n of each problem, the right ones of its graded answers; without any problem all values are NaN.
+        seed: of the resampling.
+    """
+    if not shares:
+        return PassAt1(math.nan, math.nan, math.nan, 0)
     values = np.asarray(shares, np.float64)
     generator = np.random.default_rng(seed)
     means = np.concatenate(
@@ -38,3 +49,11 @@ def pass_at_1(shares: Sequence[float], seed: int = 0) -> PassAt1:
     )
     low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return PassAt1(float(values.mean()), float(low), float(high), len(values))
+
+
+def best_of(items: Iterable[Item], score: Callable[[Item], float]) -> Item | None:
+    """The item with the highest score, the earliest of equals.
+
+    An item whose score is NaN is never the best, whatever it is compared with: None where there is no other.
+    """
+    return max((item for item in items if not math.isnan(score(item))), key=score, default=None)

@@ -17,6 +17,7 @@ from trainer.config import RunConfig
 from trainer.config_file import WrongConfig, load_config
 from trainer.records import METRICS_FILE, Row, read_rows
 from trainer.report.runs import PASS_AT_1
+from trainer.statistics import best_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +76,7 @@ def settings(config: str | Path, varied: Sequence[str], overrides: Sequence[str]
 
 
 def best(run: Path) -> Result | None:
-    """Of the evaluations that a run recorded; on all of its benchmarks, the earliest of equals; None without any."""
+    """Of the evaluations that a run recorded; on all of its benchmarks, as `best_of` compares them."""
     rows = read_rows(run / METRICS_FILE) if (run / METRICS_FILE).is_file() else []
     evaluations = [(int(row["step"]), _scores(row)) for row in rows]
     benchmarks = set().union(*(scores for _, scores in evaluations))
@@ -84,7 +85,7 @@ def best(run: Path) -> Result | None:
         for step, scores in evaluations
         if scores and scores.keys() == benchmarks
     ]
-    return max(results, key=lambda result: result.mean, default=None)
+    return best_of(results, lambda result: result.mean)
 
 
 def _scores(row: Row) -> dict[str, float]:

@@ -37,6 +37,21 @@ def test_like_lengths_come_together():
     assert [sorted(len(w.rollout) for w in part) for part in hands[0]] == [[29, 30], [3, 28], [1, 2]]
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_micro_batch_mean_counts_every_micro_batch_by_its_sequences(processes):
+    """Five sequences of 8, 1, 2, 5, 4 tokens, two in a micro-batch: of T = 20 tokens one counts T s / (S t)."""
+    weighted = [Weighted(w.rollout, np.ones(len(w.rollout), np.float32)) for w in make([8, 1, 2, 5, 4])]
+    hands = deal(weighted, processes, 2, 4 // processes, "micro_batch_mean")
+    found = [[[len(w.rollout) for w in part] for part in hand] for hand in hands]
+    assert found == {1: [[[8, 1], [2, 5], [4], []]], 2: [[[8, 2], [4]], [[1, 5], []]]}[processes]
+    for part in (part for hand in hands for part in hand):
+        tokens = sum(len(w.rollout) for w in part)
+        for w in part:
+            np.testing.assert_array_equal(w.position_weight_T, np.float32(20 * len(part) / (5 * tokens)))
+    total = sum(w.position_weight_T.sum(dtype=np.float64) for hand in hands for part in hand for w in part)
+    assert total == pytest.approx(20), "as many as of the token mean"
+
+
 def test_tensors_line_up_token_by_token():
     hand = make([3, 5], teacher_support=True)
     batch = collate(hand, 3, teacher_support=True)

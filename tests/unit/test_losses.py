@@ -13,7 +13,7 @@ from sglang_trb import align_eos
 from sglang_trb.blend.types import StopAlignment
 from trainer.log_probs import Vocabulary, gathered_log_probs
 from trainer.losses import LossInputs, LossSettings, compute_loss, tip_weights
-from trainer.losses.divergences import LOG_PROB_FLOOR, forward_kl_on_teacher_support, reverse_kl, veto
+from trainer.losses.divergences import LOG_PROB_FLOOR, finite, forward_kl_on_teacher_support, reverse_kl, veto
 
 ROWS, VOCABULARY, K = 7, 30, 16
 PARSE = TypeAdapter(LossSettings).validate_python
@@ -90,7 +90,7 @@ def _naive_row(settings, lp, lq, fixed, support, teacher_support, drawn, step):
     def reverse(form):
         mass = sum(math.exp(fixed[a]) for a in support)
         if form == "surrogate":
-            return -sum(-math.exp(fixed[a]) / mass * (fixed[a] - lq[a]) * lp[a] for a in support)
+            return sum(math.exp(fixed[a]) / mass * (fixed[a] - lq[a]) * math.exp(lp[a] - fixed[a]) for a in support)
         if form == "renormalised":
             return kl(renormalised(lp), renormalised(lq))
         raw = sum(math.exp(lp[a]) * (lp[a] - lq[a]) for a in support)
@@ -172,6 +172,24 @@ def test_student_equal_to_teacher_is_a_stationary_point_of_loss_zero(settings):
     loss.backward()
     assert loss.item() == pytest.approx(0.0, abs=1e-12)
     assert logits.grad.abs().max() < 1e-12
+
+
+def test_surrogate_logs_a_divergence_and_has_the_policy_gradient_bit_for_bit():
+    rows = Rows(gap=3.0)
+    rows.student[0, rows.support[0, 5:]] = -math.inf
+    given = _cast(rows.inputs(rows.student), torch.float32)
+    leaves = [given.student_logprob_NK.clone().requires_grad_() for _ in range(2)]
+    value_N = reverse_kl(leaves[0], given.teacher_logprob_NK, "surrogate")
+
+    log_p_NK, log_q_NK = finite(leaves[1], given.teacher_logprob_NK)
+    p_NK = log_p_NK.detach().exp()
+    advantage_NK = -(p_NK / p_NK.sum(1, keepdim=True)) * (log_p_NK - log_q_NK).detach()
+    assert torch.equal(value_N, -advantage_NK.sum(1))
+
+    scale_N = torch.linspace(0.1, 3, ROWS)  # weights and the division by the number of tokens
+    (value_N * scale_N).sum().backward()
+    (-(advantage_NK * log_p_NK).sum(1) * scale_N).sum().backward()
+    assert torch.equal(leaves[0].grad, leaves[1].grad) and leaves[0].grad.count_nonzero() > ROWS
 
 
 def test_raw_at_student_equal_to_teacher_pushes_on_the_support_mass_alone():

@@ -10,8 +10,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sglang_trb.errors import InvalidParameter
-from trainer.records import MetricsLog, RecordsBroken, curve, read_rows, read_settings, write_settings
+from trainer.progress import SHOWN
+from trainer.records import (
+    FIELDS,
+    MetricsLog,
+    RecordsBroken,
+    curve,
+    read_rows,
+    read_settings,
+    undeclared,
+    write_settings,
+)
 from trainer.records.files import SettingsBroken
+from trainer.report.charts import CURVES
+from trainer.report.page import LEFT_OUT, LEFT_OUT_SO_FAR
 
 
 @pytest.fixture
@@ -166,11 +178,19 @@ def test_the_curve_leaves_out_what_the_clock_decides_and_nothing_else():
     assert curve([row]) == [{"step": 1, "train/loss": 0.1, "drift/max_abs": 0.0}]
 
 
+def test_every_value_that_is_shown_somewhere_is_declared():
+    drawn = [field for chart in CURVES for field in chart.fields()]
+    assert undeclared([*drawn, *SHOWN, *LEFT_OUT, *LEFT_OUT_SO_FAR, "step"]) == []
+    of_benchmarks = ["eval/aime24/pass_at_1_low", "eval/a/b/pass_at_1", "time/push_s", "time/push"]
+    assert undeclared([*of_benchmarks, "train/los"]) == ["eval/a/b/pass_at_1", "time/push", "train/los"]
+    assert all(unit == unit.strip() and meaning for unit, meaning in FIELDS.values())
+
+
 def test_settings_read_back_and_damage_is_named(tmp_path):
     assert read_settings(tmp_path) == {}
     write_settings(tmp_path, {"steps": 3, "name": "ε"})
     assert read_settings(tmp_path) == {"steps": 3, "name": "ε"} and len(list(tmp_path.iterdir())) == 1
-    for text in ("[1]", "{"):
+    for text in ("[1]", "{", "[" * 100_000, "\0" * 10):
         (tmp_path / "run.json").write_text(text)
         with pytest.raises(SettingsBroken, match=r"run\.json: "):
             read_settings(tmp_path)

@@ -1,13 +1,23 @@
 """The extra places rows go to: they show what the metrics file says, and cannot stop a run or fail in silence."""
 
 import math
+import re
 import sys
 import types
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from trainer.records import MetricsLog, RunRecords, SinkFailed, SinkUnavailable, TensorBoardSink, WandbSink, read_rows
+from trainer.records import (
+    MetricsLog,
+    RecordsBroken,
+    RunRecords,
+    SinkFailed,
+    SinkUnavailable,
+    TensorBoardSink,
+    WandbSink,
+    read_rows,
+)
 
 
 class Kept:
@@ -130,13 +140,24 @@ def test_wandb_gets_the_rows_on_the_axis_of_steps(tmp_path, wandb):
     sink.close()
     (init, _, started), *calls = wandb.calls
     assert init == "init" and started["config"] == {"steps": 3} and started["dir"] == str(tmp_path)
-    assert (started["project"], started["id"], started["resume"]) == ("trb", "micro-1", "allow")
+    assert (started["project"], started["name"], started["resume"]) == ("trb", "micro-1", "allow")
     assert calls == [
         ("define_metric", ("step",), {}),
         ("define_metric", ("*",), {"step_metric": "step"}),
         ("log", ({"step": 7, "train/loss": 0.5},), {}),
         ("finish", (), {}),
     ]
+
+
+def test_a_wandb_run_belongs_to_its_folder_and_not_to_its_name(tmp_path, wandb):
+    for folder in ("one", "two", "one"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        WandbSink("trb", "micro", tmp_path / folder, {}).close()
+    first, second, resumed = (options["id"] for call, _, options in wandb.calls if call == "init")
+    assert first == resumed != second and re.fullmatch(r"[\w-]{8,64}", first)
+    (tmp_path / "one" / "wandb-id").write_text("a/b")
+    with pytest.raises(RecordsBroken, match="wandb-id: got 'a/b'; allowed: "):
+        WandbSink("trb", "micro", tmp_path / "one", {})
 
 
 def test_wandb_says_what_failed(tmp_path, wandb):

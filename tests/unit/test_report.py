@@ -3,6 +3,9 @@
 import math
 import random
 import re
+import shutil
+import subprocess
+from html import escape
 from html.parser import HTMLParser
 
 import pytest
@@ -11,7 +14,7 @@ from hypothesis import strategies as st
 
 from sglang_trb.completions import visible
 from sglang_trb.errors import InvalidParameter
-from trainer.records import MetricsLog, RecordsBroken, write_settings
+from trainer.records import Evaluation, MetricsLog, RecordsBroken, write_evaluation, write_settings
 from trainer.report import NothingToReport, read_runs, write_report
 from trainer.report.charts import charts_for
 from trainer.report.draw import render, running_mean, running_window
@@ -19,6 +22,7 @@ from trainer.report.page import page
 from trainer.report.runs import Run, Score
 from trainer.report.style import SERIES
 
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 VOID = {"meta", "br", "wbr", "link", "img"}
 CHARTS = {
     "pass_at_1_sums", "reward", "reverse_kl", "trust_region", "entropy", "responses", "update", "support_mass",
@@ -118,6 +122,9 @@ def one(tmp_path_factory):
 def several(tmp_path_factory):
     folder = tmp_path_factory.mktemp("several")
     trb = write_run(folder / "trb", rows(), {"steps": 60, "seed": 1})
+    drawn = {"temperature": 1.0, "max_new_tokens": 8192, "benchmark": {"samples": 64}}
+    values = {"benchmark": "sums", "step": 60, "pass_at_1": 0.5, "low": 0.4, "high": 0.6, "problems": 9, "faults": 0}
+    write_evaluation(trb, Evaluation(**values, settings=drawn))
     vanilla = write_run(folder / "vanilla", rows(44, epsilon=0.0, gain=0.05), {"steps": 60, "seed": 2})
     return write_report([trb, vanilla], folder / "report")
 
@@ -175,6 +182,23 @@ def test_the_time_split_adds_up(one):
     assert cells[time:][:7] == ["micro", "60", "0:08:06", "0:05:00 62%", "0:02:00 25%", "0:00:30 6%", "0:00:36 7%"]
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
+@pytest.mark.parametrize("width", [320, 1000, 1200])
+def test_no_table_of_the_page_has_to_be_scrolled_sideways(one, several, tmp_path, width):
+    frames = "".join(
+        f'<iframe width="{width}" height="800" srcdoc="{escape(path.read_text())}"></iframe>' for path in (one, several)
+    )
+    measure = """onload = () => document.title = 'beyond: ' + [...document.querySelectorAll('iframe')].map(frame => [
+        ...frame.contentDocument.querySelectorAll('html, .glance')].map(part => part.scrollWidth - part.clientWidth))"""
+    both = tmp_path / "both.html"
+    both.write_text(f"<!doctype html><title></title>{frames}<script>{measure}</script>")
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"]
+    options += ["--disable-component-update", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", both.as_uri()]
+    done = subprocess.run([BROWSER, *options], capture_output=True, text=True, timeout=100, check=True)
+    assert "<title>beyond: 0,0,0,0,0,0,0</title>" in done.stdout, done.stdout[:500]
+
+
 def test_settings_are_shown_and_what_differs_stands_first(one, several):
     cells = Reader(one.read_text()).cells
     assert cells[cells.index("loss.form") + 1] == "surrogate" and cells[cells.index("tags") + 1] == '["a", "b"]'
@@ -206,10 +230,31 @@ def test_a_partly_recorded_run_gives_a_partial_report_that_says_what_is_missing(
     assert "rollout/epsilon" in missing and "eval/<benchmark>/pass_at_1" in missing and "train/loss" not in missing
 
 
+def test_what_a_run_left_out_is_said_if_there_is_anything(tmp_path):
+    nothing = {"rollout/refused": 0.0, "rollout/grader_faults": 0.0, "rollout/prompts_left_out": 7.0}
+    recorded = [{"step": step, **nothing, "train/skipped_updates": float(step > 1)} for step in (1, 2, 3)]
+    recorded[0]["rollout/refused"] = recorded[2]["rollout/refused"] = 2.0
+    text = Reader(write_report([write_run(tmp_path / "run", recorded)], tmp_path / "out").read_text()).text
+    assert "run: rollouts that could not be had: 4, prompts not used: 7, skipped updates: 1." in text
+    text = Reader(
+        write_report([write_run(tmp_path / "all", [{"step": 1} | nothing])], tmp_path / "out").read_text()
+    ).text
+    assert "all: prompts not used: 7." in text
+
+
 def test_the_first_row_alone_is_enough(tmp_path):
     path = write_report([write_run(tmp_path / "run", [{"step": 0} | score(0)])], tmp_path / "out")
     cells = Reader(path.read_text()).cells
     assert "0.190 [0.140, 0.240] step 0" in cells and "–" in cells
+
+
+def test_a_score_that_is_nan_is_shown_as_none_and_never_as_the_best(tmp_path):
+    recorded = [{"step": step, "eval/sums/pass_at_1": score} for step, score in enumerate((math.nan, 0.5, 0.25))]
+    page_of = write_report([write_run(tmp_path / "run", recorded)], tmp_path / "out").read_text()
+    assert Reader(page_of).cells[6:12] == ["run", "sums", "–  step 0", "0.250  step 2", "–", "0.500  step 1"]
+    assert 'width="nan' not in page_of
+    none = write_report([write_run(tmp_path / "none", recorded[:1])], tmp_path / "out").read_text()
+    assert Reader(none).cells[6:12] == ["none", "sums", "–  step 0", "–  step 0", "–", "–"]
 
 
 def test_a_run_that_is_being_written_can_be_reported(tmp_path):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -52,7 +54,7 @@ def test_what_cannot_be_run_is_said_before_anything_is(varied, says):
 
 def test_the_best_checkpoint_has_the_highest_mean(tmp_path):
     log = MetricsLog(tmp_path / METRICS_FILE)
-    assert best(tmp_path) is None
+    assert best(tmp_path) is None and best(tmp_path / "none") is None
     for step, a, b in ((0, 0.1, 0.2), (20, 0.5, 0.3), (40, 0.2, 0.8), (60, 0.9, None)):
         row = {"step": step, "eval/a/pass_at_1": a, "eval/a/pass_at_1_low": 0.9, "train/loss": 1.0}
         log.append(row | ({} if b is None else {"eval/b/pass_at_1": b}))
@@ -64,7 +66,26 @@ def test_the_earliest_of_equals(tmp_path):
     for step in (0, 20):
         log.append({"step": step, "eval/a/pass_at_1": 0.5})
     assert best(tmp_path).step == 0
-    assert best(tmp_path / "none") is None
+
+
+def test_nan_is_never_the_best(tmp_path):
+    log = MetricsLog(tmp_path / METRICS_FILE)
+    log.append({"step": 0, "eval/a/pass_at_1": math.nan, "eval/b/pass_at_1": 1.0})
+    assert best(tmp_path) is None
+    for step, score in ((20, 0.5), (40, math.nan)):
+        log.append({"step": step, "eval/a/pass_at_1": score, "eval/b/pass_at_1": 0.5})
+    assert best(tmp_path).step == 20
+
+
+def test_a_run_with_damaged_records_costs_the_others_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("trainer.cli.sweep.subprocess.run", lambda command, check: SimpleNamespace(returncode=0))
+    sweep = ["--config", str(MICRO), "--vary", "seed=[0, 1]", f"folder={tmp_path}"]
+    MetricsLog(tmp_path / "micro-trb-seed-1" / METRICS_FILE).append({"step": 0, "eval/a/pass_at_1": 0.5})
+    MetricsLog(tmp_path / "micro-trb-seed-0" / METRICS_FILE).path.write_text("x\n")
+    assert run(sweep) == 1
+    said = capsys.readouterr()
+    assert '{"run": "micro-trb-seed-1", "step": 0' in said.out
+    assert "line 1: not a row" in said.err and "micro-trb-seed-0 failed" in said.err
 
 
 def test_the_command_says_what_it_would_run(capsys):

@@ -6,18 +6,26 @@ import argparse
 import json
 import sys
 
+from trainer.cli import stop_on_sigterm
 from trainer.config_file import WrongConfig, load_config
 
 DESCRIPTION = """Measure pass@1 of a student on the benchmarks of a run's configuration (evaluation.benchmarks), with a
 95% bootstrap interval over the problems. Stopped and started again, it draws only what is missing. For another n,
-length or problem set override fields, for example 'evaluation.benchmarks=[{name: gsm8k, path: F, samples: 32}]'."""
+length or problem set override fields, for example 'evaluation.benchmarks=[{name: gsm8k, path: F, samples: 32}]'.
+Prints a line of JSON for each benchmark, and keeps it in the run's folder, in evaluations/step-…/, where trb report
+finds it."""
 
 
 def run(argv: list[str]) -> int:
     """Run ``trb evaluate``."""
     parser = argparse.ArgumentParser("trb evaluate", description=DESCRIPTION, allow_abbrev=False)
     parser.add_argument("--config", required=True, metavar="FILE", help="the run, in YAML")
-    parser.add_argument("--step", type=int, metavar="K", help="checkpoint; 0: models.student; default: the newest")
+    parser.add_argument(
+        "--step",
+        type=_step,
+        metavar="K",
+        help="checkpoint; best: the one with the highest score; 0: models.student; default: the newest",
+    )
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="fields that override the file")
     arguments = parser.parse_intermixed_args(argv)
     try:
@@ -29,10 +37,17 @@ def run(argv: list[str]) -> int:
         return 2
     from trainer.evaluation import evaluate_checkpoint
 
-    for name, score, faults in evaluate_checkpoint(config, arguments.step, _show):
-        values = {"pass_at_1": score.mean, "low": score.low, "high": score.high, "problems": score.problems}
-        print(json.dumps({"benchmark": name, **values, "grader_faults": faults}), flush=True)
+    stop_on_sigterm()
+    for measured in evaluate_checkpoint(config, arguments.step, _show):
+        values = measured.model_dump(include={"benchmark", "step", "pass_at_1", "low", "high", "problems"})
+        print(json.dumps(values | {"grader_faults": measured.faults}), flush=True)
     return 0
+
+
+def _step(text: str) -> int | str:
+    if text == "best" or text.isdecimal():
+        return text if text == "best" else int(text)
+    raise argparse.ArgumentTypeError(f"got {text!r}; allowed: a number of updates, or best")
 
 
 def _show(line: str) -> None:

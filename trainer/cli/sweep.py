@@ -7,7 +7,9 @@ import json
 import subprocess
 import sys
 
+from trainer.cli import stop_on_sigterm
 from trainer.config_file import WrongConfig
+from trainer.records import RecordsBroken
 
 DESCRIPTION = """Train every combination of the values of --vary, one after the other, each as trb train would under a
 name of its own (NAME-epsilon-0.01-warmup-steps-25). Stopped and started again, it goes on where it was. At the end, a
@@ -36,6 +38,7 @@ def run(argv: list[str]) -> int:
     except WrongConfig as error:
         print(f"trb sweep: {error}", file=sys.stderr)
         return 2
+    stop_on_sigterm()
     failed = []
     for number, setting in enumerate(runs, start=1):
         name = setting.config.name
@@ -46,8 +49,14 @@ def run(argv: list[str]) -> int:
         command = [sys.executable, "-m", "sglang_trb.cli.main", "train", "--config", arguments.config]
         if subprocess.run([*command, *setting.overrides], check=False).returncode:
             failed.append(name)
-    results = [result for setting in runs if (result := best(setting.config.run_folder)) is not None]
-    for result in sorted(results, key=lambda result: -result.mean):
+    results = []
+    for setting in runs:
+        try:
+            results.append(best(setting.config.run_folder))
+        except RecordsBroken as error:  # of one run: the others' results are no worse for it
+            print(f"trb sweep: {error}", file=sys.stderr)
+            failed += [setting.config.name] * (setting.config.name not in failed)
+    for result in sorted(filter(None, results), key=lambda result: -result.mean):
         scores = {"pass_at_1": result.scores, "mean": result.mean}
         print(json.dumps({"run": result.name, "step": result.step, **scores}), flush=True)
     for name in failed:

@@ -24,8 +24,9 @@ def reverse_kl(log_p_NK: torch.Tensor, log_q_NK: torch.Tensor, normalisation: st
     """Reverse KL of each position over the support [N], nats, in the form ``normalisation``.
 
     ``raw``: sum of p (log p - log q). ``renormalised``: both sides over the support first. ``tail``: raw, plus one
-    bucket for what is left of each side, which is taken to be 2^-20 at least. ``surrogate``: -sum of sg(A) log p with
-    A = -w (log p - log q) and w = p / sum of p; its value is no divergence, its gradient is the policy gradient of one.
+    bucket for what is left of each side, which is taken to be 2^-20 at least. ``surrogate``: -sum of sg(A) p / sg(p)
+    with A = -w (log p - log q) and w = p / sum of p: its value is the sum of w (log p - log q), its gradient that of
+    -sum of sg(A) log p, the policy gradient.
     """
     log_p_NK, log_q_NK = finite(log_p_NK, log_q_NK)
     p_NK = log_p_NK.exp()
@@ -35,7 +36,8 @@ def reverse_kl(log_p_NK: torch.Tensor, log_q_NK: torch.Tensor, normalisation: st
     if normalisation == "surrogate":
         weight_NK = (p_NK / p_NK.sum(1, keepdim=True)).detach()
         advantage_NK = -weight_NK * (log_p_NK - log_q_NK).detach()
-        return -(advantage_NK * log_p_NK).sum(1)
+        ratio_NK = (log_p_NK - log_p_NK.detach()).exp()  # 1, with the gradient of log p
+        return -(advantage_NK * ratio_NK).sum(1)
     raw_N = (p_NK * (log_p_NK - log_q_NK)).sum(1)
     if normalisation == "raw":
         return raw_N

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Normalisation = Literal["surrogate", "raw", "renormalised", "tail"]
+Aggregation = Literal["token_mean", "micro_batch_mean"]
 
 
 class _Settings(BaseModel):
@@ -14,6 +15,12 @@ class _Settings(BaseModel):
 
     needs_teacher_support: ClassVar[bool] = False
     """Whether the rollouts must bring the teacher's top-16 too."""
+
+    aggregation: Aggregation = Field(
+        "token_mean",
+        description="token_mean: every response token of the global batch counts the same; micro_batch_mean: the mean "
+        "of the micro-batches' token means, each counted by its sequences, as in the code that the paper builds on",
+    )
 
 
 class ReverseKL(_Settings):

@@ -35,7 +35,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
         return {}
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SettingsBroken(f"{path}: not JSON: {error}") from None
     if not isinstance(settings, dict):
         raise SettingsBroken(f"{path}: got a JSON {type(settings).__name__}; allowed: an object")

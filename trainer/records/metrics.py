@@ -28,7 +28,7 @@ _WALL_CLOCK = re.compile(r"time/.*|.*_per_s")
 
 
 class RecordsBroken(TrainerError, ValueError):
-    """A metrics file holds what no run writes; the message names the line."""
+    """A file of the records holds what no run writes; the message names the place."""
 
 
 class MetricsLog:
@@ -56,7 +56,7 @@ class MetricsLog:
         self.last_step = int(rows[-1]["step"]) if rows else None
 
     def append(self, row: Mapping[str, float]) -> None:
-        """Write one row and wait until it is on disk. Write a step's row before its checkpoint.
+        """Write one row and wait until it is on disk.
 
         Args:
             row: ``step``, larger than `last_step`, and the values; ints and floats, NaN and infinities included.

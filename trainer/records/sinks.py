@@ -7,11 +7,18 @@ from __future__ import annotations
 
 import importlib
 import math
+import re
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from trainer.atomic import write_file
 from trainer.errors import TrainerError
+from trainer.records.metrics import RecordsBroken
+
+WANDB_ID_FILE = "wandb-id"
+_WANDB_ID = re.compile(r"[\w-]{1,64}", re.ASCII)
 
 
 class SinkUnavailable(TrainerError, ImportError):
@@ -65,24 +72,43 @@ class TensorBoardSink:
             raise SinkFailed(f"TensorBoard failed: {error}") from error
 
 
+def wandb_id(folder: Path) -> str:
+    """The id of a folder's wandb run, drawn at the first call.
+
+    Raises:
+        RecordsBroken: the file holds no id.
+    """
+    path = folder / WANDB_ID_FILE
+    if not path.exists():
+        write_file(path, secrets.token_hex(8) + "\n")
+    found = path.read_text(encoding="utf-8", errors="replace").strip()
+    if not _WANDB_ID.fullmatch(found):
+        raise RecordsBroken(f"{path}: got {found[:80]!r}; allowed: letters, digits, - and _; remove it to begin anew")
+    return found
+
+
 class WandbSink:
     """Logs each row to one wandb run, with ``step`` as the axis of every chart.
+
+    The wandb run belongs to the run's folder: its id is drawn once and kept there, in ``wandb-id``, so that a resumed
+    run goes on with it and a run of the same name in another folder has its own.
 
     wandb keeps what it was sent: steps that a resumed run repeats are there twice, with equal values.
     """
 
-    def __init__(self, project: str, run_id: str, folder: Path, settings: Mapping[str, Any]) -> None:
+    def __init__(self, project: str, name: str, folder: Path, settings: Mapping[str, Any]) -> None:
         """Start the wandb run, or go on with it.
 
         Args:
             project: wandb's project.
-            run_id: the same id when a run is resumed; letters, digits, - and _.
-            folder: where wandb keeps its local files.
+            name: shown for the run; several may have it.
+            folder: the run's, where wandb keeps its local files.
             settings: the run's resolved settings, shown by wandb.
 
         Raises:
             SinkUnavailable: wandb is not installed.
             SinkFailed: wandb would not start (no login, no network).
+            RecordsBroken: the folder's ``wandb-id`` is no id.
         """
         try:
             wandb = importlib.import_module("wandb")
@@ -90,10 +116,11 @@ class WandbSink:
             raise SinkUnavailable(
                 "records.wandb_project is set, but wandb is not installed: pip install wandb"
             ) from error
+        run_id = wandb_id(folder)
         self._failures: tuple[type[Exception], ...] = (wandb.Error, OSError)
         try:
             self._run: Any = wandb.init(
-                project=project, id=run_id, name=run_id, resume="allow", dir=str(folder), config=dict(settings)
+                project=project, id=run_id, name=name, resume="allow", dir=str(folder), config=dict(settings)
             )
             self._run.define_metric("step")
             self._run.define_metric("*", step_metric="step")

@@ -6,6 +6,7 @@ Names and settings are untrusted text: every string is escaped, and the page's p
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
@@ -17,6 +18,7 @@ from trainer.report.charts import Chart, not_recorded
 from trainer.report.runs import Run, Score, benchmarks
 from trainer.report.style import STYLE
 from trainer.report.times import time_colours
+from trainer.statistics import best_of
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'"
 LEAD = """Curves are over optimiser steps. Shaded steps were trained on blended rollouts, inside a trust region of
@@ -26,6 +28,9 @@ change that is more than the noise of the evaluation; two that overlap show noth
 <p>p is the student, q the teacher, μ ∝ p<sup>1−β</sup> q<sup>β</sup> the blend that rollouts were drawn from. KLs and
 entropies are in nats. ε and β belong to the rollouts of a step, pass@1 to the student after it.</p>"""
 STEPS_NAMED = 8
+LEFT_OUT = {"rollout/refused": "rollouts that could not be had", "rollout/grader_faults": "rollouts without a verdict"}
+LEFT_OUT_SO_FAR = {"rollout/prompts_left_out": "prompts not used", "train/skipped_updates": "skipped updates"}
+"""Counted at each step, and up to it."""
 
 
 def page(runs: Sequence[Run], charts: Sequence[tuple[Chart, str]]) -> str:
@@ -48,7 +53,7 @@ def page(runs: Sequence[Run], charts: Sequence[tuple[Chart, str]]) -> str:
 <meta http-equiv="Content-Security-Policy" content="{POLICY}">
 <title>{_text(title)}</title><style>{GENERATED_PAGE_STYLE}{STYLE}</style></head><body>
 <header><h1>{_text(title)}</h1><p class="lead">{LEAD}</p>{_notes(runs)}{_scores(runs)}</header>
-<main><h2>Curves</h2><div class="charts">{figures}</div>{_times(runs)}{_settings(runs)}</main>
+<main><h2>Curves</h2><div class="charts">{figures}</div>{_evaluations(runs)}{_times(runs)}{_settings(runs)}</main>
 <footer>{FOOTER}</footer></body></html>
 """
 
@@ -60,11 +65,20 @@ def _notes(runs: Sequence[Run]) -> str:
             named = ", ".join(map(str, steps[:STEPS_NAMED])) + (" …" if len(steps) > STEPS_NAMED else "")
             where = f"step{'s' * (len(steps) > 1)} {named}"
             notes.append(f"<b>{_text(run.name)}: {_text(field)} is not a finite number</b> at {where}.")
+    notes += [f"{_text(run.name)}: {_text(counted)}." for run in runs if (counted := _counted(run))]
     missing = not_recorded(runs)
     if missing:
         notes.append(f"Not recorded, so not drawn: {_text(', '.join(missing))}.")
     items = "".join(f"<li>{note}</li>" for note in notes)
     return f'<ul class="notes card">{items}</ul>' if notes else ""
+
+
+def _counted(run: Run) -> str:
+    """What a run left out, as far as there is anything."""
+    counts = {field: sum(run.series(field)[1]) for field in LEFT_OUT}
+    counts |= {field: (run.series(field)[1] or [0.0])[-1] for field in LEFT_OUT_SO_FAR}
+    said = LEFT_OUT | LEFT_OUT_SO_FAR
+    return ", ".join(f"{said[field]}: {number(count, 0)}" for field, count in counts.items() if count)
 
 
 def _scores(runs: Sequence[Run]) -> str:
@@ -83,7 +97,7 @@ def _scores(runs: Sequence[Run]) -> str:
                 "Before": _score(scores[0]),
                 "After": _score(scores[-1]),
                 "Change": _change(scores[0], scores[-1]),
-                "Best": _score(max(scores, key=lambda score: score.value)),
+                "Best": _score(best) if (best := best_of(scores, lambda score: score.value)) else "–",
             },
         )
         for run, benchmark, scores in rows
@@ -98,7 +112,7 @@ def _score(score: Score) -> str:
 
 
 def _change(before: Score, after: Score) -> str:
-    if before.step == after.step:
+    if before.step == after.step or not math.isfinite(after.value - before.value):
         return "–"
     change = f"{after.value - before.value:+.3f}".replace("-", "−")
     if before.low is None or before.high is None or after.low is None or after.high is None:
@@ -108,6 +122,31 @@ def _change(before: Score, after: Score) -> str:
     if after.high < before.low:
         return f'{change} <span class="bad">↓</span><br><small>intervals apart</small>'
     return f"{change}<br><small>intervals overlap</small>"
+
+
+def _evaluations(runs: Sequence[Run]) -> str:
+    """What `trb evaluate` measured, a row each."""
+    rows = []
+    for run in runs:
+        for measured in run.evaluations:
+            value = math.nan if measured.pass_at_1 is None else measured.pass_at_1
+            cells = {
+                "Benchmark": _text(measured.benchmark),
+                "pass@1": _score(Score(measured.step, value, measured.low, measured.high)),
+                "Problems": f"{measured.problems}",
+                "Faults": f"{measured.faults}",
+                "Drawn": _text(", ".join(f"{name} {value}" for name, value in _flatten(_how_drawn(measured.settings)))),
+            }
+            rows.append(_row(_run_cell(runs, run), cells))
+    heads = ("Run", "Benchmark", "pass@1", "Problems", "Faults", "Drawn")
+    return f"<h2>Evaluated apart</h2>{_table(heads, ''.join(rows))}" if rows else ""
+
+
+def _how_drawn(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of an evaluation's settings that tells it from others of the run."""
+    benchmark = settings.get("benchmark")
+    samples = {"n": benchmark.get("samples")} if isinstance(benchmark, dict) else {}
+    return samples | {name: settings[name] for name in ("temperature", "max_new_tokens") if name in settings}
 
 
 def _times(runs: Sequence[Run]) -> str:
@@ -184,7 +223,7 @@ def _table(heads: Sequence[str], body: str) -> str:
 
 
 def _bar(share: float) -> str:
-    width = 100 * min(max(share, 0.0), 1.0)
+    width = 100 * min(max(share, 0.0), 1.0) if math.isfinite(share) else 0.0
     return f'<svg class="bar" aria-hidden="true"><rect width="{width:.1f}%" height="5"/></svg>'
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from sglang_trb.completions import visible
 from trainer.errors import TrainerError
-from trainer.records import METRICS_FILE, Row, read_rows, read_settings
+from trainer.records import METRICS_FILE, Evaluation, Row, read_evaluations, read_rows, read_settings
 
 PASS_AT_1 = re.compile(r"eval/(.+)/pass_at_1")
 SECONDS = re.compile(r"time/(.+)_s")
@@ -34,7 +34,8 @@ class Score:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One run: its rows (none if it has not begun) and its settings ({} if none were written).
+    """One run: its rows (none if it has not begun), its settings ({} if none were written), and what was evaluated
+    apart from it.
 
     ``name`` is safe to display: no control characters.
     """
@@ -42,6 +43,7 @@ class Run:
     name: str
     rows: list[Row]
     settings: dict[str, Any]
+    evaluations: list[Evaluation] = dataclasses.field(default_factory=list)
 
     @property
     def last_step(self) -> int:
@@ -99,7 +101,9 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     if repeated:
         raise NothingToReport(f"{repeated}: named twice; allowed: each run once")
     named = zip(_names(paths), paths, strict=True)
-    runs = [Run(name, read_rows(path / METRICS_FILE), read_settings(path)) for name, path in named]
+    runs = [
+        Run(name, read_rows(path / METRICS_FILE), read_settings(path), read_evaluations(path)) for name, path in named
+    ]
     if not any(run.rows for run in runs):
         where = ", ".join(str(folder / METRICS_FILE) for folder in folders)
         raise NothingToReport(f"{where}: no step is recorded yet")

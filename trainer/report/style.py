@@ -30,9 +30,12 @@ main > h2 { margin: 2.75rem 0 .9rem; font-size: 1.2rem; }
 .notes { margin: 1.5rem 0 0; padding: .8rem 1.1rem .8rem 2.1rem; max-width: 60rem; font-size: .92rem; }
 .notes li + li { margin-top: .3rem; }
 .notes b { color: var(--odd); }
-.range { white-space: nowrap; }
 .glance tbody th { white-space: normal; overflow-wrap: anywhere; min-width: 8rem; }
+.glance td { white-space: normal; vertical-align: top; }
+.glance tbody th { vertical-align: top; }
+.glance td[data-name=Benchmark], .glance td[data-name=Drawn] { overflow-wrap: anywhere; min-width: 7rem; }
 .glance td small { color: var(--soft); }
+.range, .glance td small { white-space: nowrap; }
 .rule { display: inline-block; width: 1.3rem; height: 3px; border-radius: 2px; margin-right: .5rem;
   vertical-align: middle; }
 details, .differ { margin: 1rem 0 0; padding: .8rem 1.1rem; }
@@ -46,7 +49,6 @@ summary { cursor: pointer; font-weight: 600; }
 .settings td { white-space: pre-wrap; }
 @media (max-width: 600px) {
   .glance tr { grid-template-columns: minmax(0, 1fr) minmax(0, 1fr); }
-  .glance td { white-space: normal; }
   .glance td[data-name=Benchmark] { grid-column: 1 / -1; } }
 @media print { .charts { grid-template-columns: 1fr 1fr; } .chart { break-inside: avoid; } }
 """
