@@ -82,12 +82,17 @@ def check_against_oracle(oracle: Oracle, request: Request, answer: dict[str, Any
         close(arrays["teacher_entropy"][t], entropy(position.teacher), at)
         close(returned[t], arrays["behavior_logprob"][t], at)
         if law_is_known:
-            close(arrays["behavior_logprob"][t], position.mu[token], at)
+            close(arrays["behavior_logprob"][t], law_at(position, blend, float(arrays["beta"][t]))[token], at)
             check_beta(position, blend, arrays["beta"][t], arrays["kl"][t], at)
         check_support(support, t, position.student, position, at)
         check_support(teacher_support, t, position.teacher, position, at)
         if sampling.get("temperature") == 0.0:
             assert position.mu[token] >= position.mu.max() - TOLERANCE, at
+
+
+def law_at(position: Position, blend: dict[str, Any], beta: float) -> np.ndarray:
+    """log mu; of the trust region that at the answer's own beta, which `check_beta` compares."""
+    return position.mu if "trb_epsilon" not in blend else position.mu_at(beta)
 
 
 def check_beta(position: Position, blend: dict[str, Any], beta: float, kl: float, at: str) -> None:

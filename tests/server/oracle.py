@@ -31,8 +31,11 @@ class Position:
     beta: float
     kl: float
 
+    def mu_at(self, beta: float) -> np.ndarray:
+        return blend_at(self.p, self.q, beta) if beta else self.p
+
     def kl_at(self, beta: float) -> float:
-        return kl(blend_at(self.p, self.q, beta), self.p)
+        return kl(self.mu_at(beta), self.p)
 
 
 class Oracle:
