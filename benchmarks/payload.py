@@ -21,10 +21,10 @@ import orjson
 import requests
 import torch
 
-from sglang_trb.local_server import serving
-from sglang_trb.params import BlendParams, Return, Rule
-from trainer.plan import journal_bytes
-from trainer.rollouts import Order, RolloutKey, parse_rollout
+from sglang_trb.launch.local_server import serving
+from sglang_trb.wire.params import BlendParams, Return, Rule
+from trainer.rollouts.rollout import Order, RolloutKey, parse_rollout
+from trainer.run.plan import journal_bytes
 
 ROOT = Path(__file__).resolve().parent.parent
 EPSILON = 0.1

@@ -20,7 +20,7 @@ from typing import Any
 import requests
 import torch
 
-from sglang_trb.local_server import serving
+from sglang_trb.launch.local_server import serving
 
 ROOT = Path(__file__).resolve().parent.parent
 PLAIN = {"plain student": None}

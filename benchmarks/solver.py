@@ -32,7 +32,7 @@ import torch
 from sglang_trb.blend import BlendOutput, RowControls, StopAlignment, blend_step, reference, solver, trust_region_blend
 from sglang_trb.blend.distribution import Distribution
 from sglang_trb.blend.types import RULE_CODES, TOP_K_OFF
-from sglang_trb.params import Rule
+from sglang_trb.wire.params import Rule
 
 ROOT = Path(__file__).resolve().parent.parent
 BISECTIONS = 30

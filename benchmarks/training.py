@@ -27,9 +27,9 @@ import numpy as np
 import torch
 
 from sglang_trb.blend import StopAlignment
-from sglang_trb.trace import SUPPORT_SIZE, TOKEN_FIELDS
-from trainer.batches import Weighted, collate, deal, micro_batches_per_process
-from trainer.rollouts import Rollout, RolloutKey
+from sglang_trb.wire.trace import SUPPORT_SIZE, TOKEN_FIELDS
+from trainer.learner.batches import Weighted, collate, deal, micro_batches_per_process
+from trainer.rollouts.rollout import Rollout, RolloutKey
 
 ROOT = Path(__file__).resolve().parent.parent
 LEARNING_RATE = 1e-3
@@ -148,19 +148,19 @@ def make_rollouts(args: argparse.Namespace) -> list[Rollout]:
 
 
 def our_loop(args: argparse.Namespace, rollouts: Sequence[Rollout]) -> Callable[[int], float]:
-    from trainer.config import Optimisation
-    from trainer.engine import TrainEngine
-    from trainer.log_probs import Vocabulary
+    from sglang_trb.pair.pair import Pair
+    from trainer.config.run import Optimisation
+    from trainer.learner.engine import TrainEngine
+    from trainer.learner.processes import Processes
+    from trainer.learner.student import Student
     from trainer.losses.settings import ReverseKL
-    from trainer.processes import Processes
-    from trainer.student import Student
 
     processes = Processes()
     settings = Optimisation(
         learning_rate=LEARNING_RATE, warmup_steps=0, zero_stage=0, micro_batch_size=args.micro_batch
     )
-    vocabulary = Vocabulary(args.vocab, StopAlignment((0,), (0,), 0))
-    student = Student(args.model, vocabulary, dtype=torch.float32)
+    pair = Pair(args.model, args.model, args.vocab, StopAlignment((0,), (0,), 0))
+    student = Student(args.model, pair, dtype=torch.float32)
     micro_batches = micro_batches_per_process(len(rollouts), 1, args.micro_batch)
     engine = TrainEngine(student, settings, ReverseKL(name="reverse_kl"), processes, micro_batches, bf16=False)
     weighted = [Weighted(rollout, np.ones(len(rollout), np.float32)) for rollout in rollouts]

@@ -16,7 +16,7 @@ from pathlib import Path
 from openai import OpenAI
 
 from sglang_trb.errors import TrbError
-from sglang_trb.local_server import serving
+from sglang_trb.launch.local_server import serving
 
 
 def main(argv: list[str] | None = None) -> int:

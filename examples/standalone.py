@@ -15,7 +15,7 @@ import sys
 import torch
 from sglang import Engine
 
-from sglang_trb.packing import unpack
+from sglang_trb.wire.packing import unpack
 
 LAWS = {
     "student": {"trb_epsilon": 0.0},

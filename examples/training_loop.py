@@ -12,13 +12,18 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from trainer.batches import Weighted, collate, deal, micro_batches_per_process  # before torch: trainer/environment.py
-from trainer.config_file import load_config
-from trainer.engine import TrainEngine
-from trainer.leader import Leader
-from trainer.processes import Processes
-from trainer.student import Student
-from trainer.vocabulary import shared_vocabulary
+from sglang_trb.pair.pair import Pair
+from trainer.config.file import load_config
+from trainer.learner.batches import (  # before torch: trainer/environment.py
+    Weighted,
+    collate,
+    deal,
+    micro_batches_per_process,
+)
+from trainer.learner.engine import TrainEngine
+from trainer.learner.processes import Processes
+from trainer.learner.student import Student
+from trainer.run.leader import Leader
 
 # isort: split
 import numpy as np
@@ -39,14 +44,14 @@ def main() -> None:
         config = load_config(arguments.config, [*overrides, "evaluation.benchmarks=[]", *arguments.overrides])
 
         processes = Processes()
-        vocabulary = shared_vocabulary(config)
-        student = Student(config.models.student, vocabulary, dtype=torch.float32)
+        pair = Pair.load(config.models.student, config.models.teacher)
+        student = Student(config.models.student, pair, dtype=torch.float32)
         settings = config.optimisation
         sequences = config.rollouts.prompts_per_step * config.rollouts.samples_per_prompt
         count = micro_batches_per_process(sequences, processes.world, settings.micro_batch_size)
         engine = TrainEngine(student, settings, config.loss, processes, count, bf16=False)
 
-        with Leader(config, vocabulary, note=print, on_rollout=lambda done, wanted, tokens: None) as leader:
+        with Leader(config, pair, note=print, on_rollout=lambda done, wanted, tokens: None) as leader:
             for step in range(config.steps):
                 leader.serve(engine.weights(), step)  # the servers hold the student after `step` updates
                 rollouts = leader.collect(step)  # drawn at the budget of this step

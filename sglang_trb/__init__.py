@@ -6,7 +6,7 @@ imported on first use: `trb --help` and plain HTTP clients stay quick.
 
 from typing import TYPE_CHECKING, Any
 
-from sglang_trb.params import BlendParams
+from sglang_trb.wire.params import BlendParams
 
 if TYPE_CHECKING:
     from sglang_trb.blend import BlendOutput, align_eos, trust_region_blend

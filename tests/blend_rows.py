@@ -14,7 +14,7 @@ import torch
 
 from sglang_trb.blend import RowControls, StopAlignment, reference
 from sglang_trb.blend.types import RULE_CODES, TOP_K_OFF
-from sglang_trb.params import Rule
+from sglang_trb.wire.params import Rule
 
 INF = float("inf")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)

@@ -22,7 +22,7 @@ from unittest import mock
 
 import torch
 
-from sglang_trb.memory import H100_BYTES
+from sglang_trb.checkpoints.memory import H100_BYTES
 
 
 def main(request_path: str, answer_path: str) -> None:

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from sglang_trb.packing import pack
-from sglang_trb.params import BlendParams, Return, Rule
-from sglang_trb.trace import SUPPORT_FIELDS, SUPPORT_SIZE, TOKEN_FIELDS
-from trainer.rollouts import Order, Rollout, RolloutKey, parse_rollout
+from sglang_trb.wire.packing import pack
+from sglang_trb.wire.params import BlendParams, Return, Rule
+from sglang_trb.wire.trace import SUPPORT_FIELDS, SUPPORT_SIZE, TOKEN_FIELDS
+from trainer.rollouts.rollout import Order, Rollout, RolloutKey, parse_rollout
 
 VERSION = "run/step-0"
 

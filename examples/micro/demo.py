@@ -14,7 +14,7 @@ from pathlib import Path
 
 from examples.micro.task import problems, write_problems
 from sglang_trb.errors import TrbError
-from trainer.config_file import load_config
+from trainer.config.file import load_config
 from trainer.records import METRICS_FILE, read_rows
 from trainer.report import write_report
 
@@ -29,7 +29,9 @@ def main() -> int:
     parser.add_argument("--resume", action="store_true", help="go on with a demo that was stopped")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="fields of examples/micro/trb.yaml")
     arguments = parser.parse_args()
-    from trainer.training import train  # here: the grader's processes import this module again, and need no DeepSpeed
+    from trainer.run.training import (
+        train,  # here: the grader's processes import this module again, and need no DeepSpeed
+    )
 
     for split, count in (("train", TRAINING_PROBLEMS), ("eval", EVALUATION_PROBLEMS)):
         path = ROOT / ".cache" / "micro" / f"{split}.jsonl"

@@ -32,10 +32,10 @@ from rich.text import Text
 from tokenizers import Tokenizer
 
 from sglang_trb.cli.show import prompt_table, totals_table
-from sglang_trb.completions import TracedCompletion, token_pieces
+from sglang_trb.display.completions import TracedCompletion, token_pieces
+from sglang_trb.display.page import page
 from sglang_trb.errors import TrbError
-from sglang_trb.html import page
-from sglang_trb.local_server import serving
+from sglang_trb.launch.local_server import serving
 
 HERE = Path(__file__).resolve().parent
 CONFIG = HERE.parents[1] / "server_configs/cpu-smollm2.yaml"

@@ -3,7 +3,8 @@
 from sglang_trb.blend.align import align_eos
 from sglang_trb.blend.api import trust_region_blend
 from sglang_trb.blend.step import blend_step
-from sglang_trb.blend.types import BlendOutput, RowControls, StepOutput, StopAlignment
+from sglang_trb.blend.types import BlendOutput, RowControls, StepOutput
+from sglang_trb.pair.alignment import StopAlignment
 
 __all__ = [
     "BlendOutput",

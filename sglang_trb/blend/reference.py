@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from sglang_trb.blend.distribution import LIMIT
-from sglang_trb.blend.types import TOP_K_OFF, BlendOutput, StopAlignment
+from sglang_trb.blend.types import TOP_K_OFF, BlendOutput
+from sglang_trb.pair.alignment import StopAlignment
 
 BISECTIONS = 200
 Row = np.ndarray

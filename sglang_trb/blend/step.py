@@ -35,10 +35,10 @@ from sglang_trb.blend.types import (
     TOP_K_OFF,
     RowControls,
     StepOutput,
-    StopAlignment,
     Support,
 )
-from sglang_trb.params import Rule
+from sglang_trb.pair.alignment import StopAlignment
+from sglang_trb.wire.params import Rule
 
 
 def blend_step(

@@ -16,11 +16,11 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from sglang_trb import memory
+from sglang_trb.checkpoints import memory
 from sglang_trb.cli import complain, machine
 from sglang_trb.cli.checks import BAD, Check, verdict
 from sglang_trb.errors import InvalidParameter
-from sglang_trb.server_config import REQUIRED, read_server_config
+from sglang_trb.launch.server_config import REQUIRED, read_server_config
 
 SGLANG = "0.5.21"
 TRANSFORMERS = "5.12.1"  # what that sglang was checked with

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from sglang_trb.cli import complain, launching
-from sglang_trb.completions import TracedCompletion, by_label, token_pieces
+from sglang_trb.display.completions import TracedCompletion, by_label, token_pieces
 from sglang_trb.errors import InvalidParameter
-from sglang_trb.field_types import INT32_MAX
-from sglang_trb.fields import ServerFacts, words
-from sglang_trb.params import BlendParams, Rule
-from sglang_trb.request_fields import SamplingFields
+from sglang_trb.requests.field_types import INT32_MAX
+from sglang_trb.requests.fields import ServerFacts, words
+from sglang_trb.requests.generate import SamplingFields
+from sglang_trb.wire.params import BlendParams, Rule
 
 DESCRIPTION = """Draw rollouts in this process: each prompt under each law, seeds fixed, then what was drawn, token by
 token, shaded by beta."""
@@ -237,7 +237,7 @@ def _show(completions: list[TracedCompletion]) -> None:
 
 def _write(completions: list[TracedCompletion], arguments: argparse.Namespace) -> None:
     if arguments.html:
-        from sglang_trb.html import page
+        from sglang_trb.display.page import page
 
         arguments.html.write_text(page(completions), encoding="utf-8")
         print(f"wrote {arguments.html}", file=sys.stderr)

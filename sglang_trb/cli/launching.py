@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from sglang_trb.errors import InvalidParameter, TrbError
-from sglang_trb.server_config import read_server_config
+from sglang_trb.launch.server_config import read_server_config
 
 if TYPE_CHECKING:
     from sglang.srt.server_args import ServerArgs

@@ -15,8 +15,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from sglang_trb.checkpoints.memory import GIB, MemoryPlan
 from sglang_trb.cli.checks import Check, verdict
-from sglang_trb.memory import GIB, MemoryPlan
 
 SPARE_DISK = 5 * GIB
 """For compiled kernels, logs and a run's records, beside the models."""

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from sglang_trb.cli import complain, launching
 from sglang_trb.cli.launching import ServerFailed
 from sglang_trb.errors import InvalidParameter
-from sglang_trb.local_server import ADMIN_KEY_VARIABLE, PARENT_VARIABLE
+from sglang_trb.launch.local_server import ADMIN_KEY_VARIABLE, PARENT_VARIABLE
 
 _PR_SET_PDEATHSIG = 1
 

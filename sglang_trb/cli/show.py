@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.table import Table
 from rich.text import Text
 
-from sglang_trb.completions import TracedCompletion, by_label, number, totals, visible
+from sglang_trb.display.completions import TracedCompletion, by_label, number, totals, visible
 
 TEAL = (13, 148, 136)
 """Background at beta = 1; 0 has none, values between are mixed with black."""

@@ -29,7 +29,7 @@ from sglang.srt.mem_cache.common import release_kv_cache
 from sglang.srt.runtime_context import get_exec
 from sglang.srt.sampling.sampling_batch_info import SamplingBatchInfo
 
-from sglang_trb.engine.plugin import BACKEND
+from sglang_trb.engine.hooks import BACKEND
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import ScheduleBatch

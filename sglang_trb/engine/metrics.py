@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from sglang.srt.runtime_context import get_observability, get_parallel
 
-from sglang_trb.params import Rule
-from sglang_trb.trace import ROW_FIELDS
+from sglang_trb.wire.params import Rule
+from sglang_trb.wire.trace import ROW_FIELDS
 
 if TYPE_CHECKING:
     from prometheus_client import Counter, Gauge
@@ -41,7 +41,7 @@ def observe_tokens(rules: Sequence[Rule], table_BC: np.ndarray) -> None:
 
     Args:
         rules: the rule that drew each token.
-        table_BC: their statistics rows (`sglang_trb.trace.ROW_FIELDS` first).
+        table_BC: their statistics rows (`sglang_trb.wire.trace.ROW_FIELDS` first).
     """
     if not rules or not get_observability().enable_metrics or get_parallel().tp_rank != 0:
         return

@@ -11,13 +11,15 @@ from sglang.srt.arg_groups.overrides import declare_resolution, resolving_view
 from sglang.srt.environ import envs
 from sglang.srt.server_args import ServerArgs
 
-from sglang_trb.engine import keys, plugin, teacher_probe
+from sglang_trb.checkpoints.weight_files import require_weights
+from sglang_trb.engine import hooks
+from sglang_trb.engine.http import keys
 from sglang_trb.engine.joining import join_seconds
-from sglang_trb.engine.pair import Pair
+from sglang_trb.engine.manager import teacher_probe
 from sglang_trb.errors import InvalidParameter, NotInForce
 from sglang_trb.footprint import RUNNING_REQUESTS
-from sglang_trb.server_config import AT_LEAST_ONE, REQUIRED
-from sglang_trb.weight_files import require_weights
+from sglang_trb.launch.server_config import AT_LEAST_ONE, REQUIRED
+from sglang_trb.pair.pair import Pair
 
 logger = logging.getLogger(__name__)
 
@@ -34,9 +36,9 @@ def resolve_and_check(original: Callable[..., None], server_args: ServerArgs) ->
         NotInForce: names the option, its value and the value that is needed.
         PairMismatch, InvalidParameter: the two checkpoints cannot be blended.
     """
-    if server_args.sampling_backend != plugin.BACKEND or getattr(server_args, "_resolution_finished", False):
+    if server_args.sampling_backend != hooks.BACKEND or getattr(server_args, "_resolution_finished", False):
         return original(server_args)
-    plugin.require_in_force()
+    hooks.require_in_force()
     _check_required(server_args)
     keys.hide_in_command_line(server_args)
     keys.require_sendable(server_args)
@@ -59,13 +61,13 @@ def resolve_and_check(original: Callable[..., None], server_args: ServerArgs) ->
 def keep_backend_on_cpu(original: Callable[..., None], server_args: ServerArgs) -> None:
     """Hook around ``handle_cpu_backends``, which resolves every sampling backend to ``pytorch`` on a CPU."""
     original(server_args)
-    if server_args.sampling_backend == plugin.BACKEND and resolving_view(server_args).device == "cpu":
-        declare_resolution(server_args, "sglang_trb", sampling_backend=plugin.BACKEND)
+    if server_args.sampling_backend == hooks.BACKEND and resolving_view(server_args).device == "cpu":
+        declare_resolution(server_args, "sglang_trb", sampling_backend=hooks.BACKEND)
 
 
 def check(options: Any) -> None:
     """Check resolved options; see `resolve_and_check`."""
-    if options.sampling_backend != plugin.BACKEND:
+    if options.sampling_backend != hooks.BACKEND:
         raise NotInForce(
             f"sampling_backend was 'trb' and was resolved to {options.sampling_backend!r}"
             + (": enable_deterministic_inference forces it" if options.enable_deterministic_inference else "")

@@ -1,7 +1,4 @@
-"""The SGLang plugin: which of SGLang's classes are replaced, and the proof that they were.
-
-SGLang's plugin loader fails open: an error while loading a plugin or applying a hook is logged and the server serves
-on. So each process proves with `require_in_force` that what it depends on took, before it serves.
+"""The SGLang plugin: which of SGLang's classes are replaced, and which functions are wrapped.
 
 Every replacement is a subclass that behaves as its base unless the server was started with ``--sampling-backend trb``.
 """
@@ -9,21 +6,16 @@ Every replacement is a subclass that behaves as its base unless the server was s
 from __future__ import annotations
 
 import importlib.metadata
-import pkgutil
 from collections.abc import Callable
 from typing import NoReturn
 
 from sglang.srt.layers.sampler import register_sampler_backend
-from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+from sglang.srt.plugins.hook_registry import HookType
 
+from sglang_trb.engine.hooks import BACKEND, CHECKED_SGLANG, put
 from sglang_trb.errors import NotInForce
 
-BACKEND = "trb"
-CHECKED_SGLANG = "0.5.21"
-
 _COMPONENTS = "managers.scheduler_components"
-
-_required: dict[str, object] = {}
 
 
 def register() -> None:
@@ -37,19 +29,23 @@ def register() -> None:
         register_sampler_backend(BACKEND, lambda: _refuse_version(installed))
         return
     # Imported now: these modules subclass SGLang's, so they load only once SGLang asks for its plugins.
-    from sglang_trb.engine import http, sampler
+    from sglang_trb.engine.http import app as http
+    from sglang_trb.engine.worker import sampler
 
     register_sampler_backend(BACKEND, sampler.TrbSampler)
     for target, cls in _replacements().items():
-        _put(target, cls, HookType.REPLACE)
+        put(target, cls, HookType.REPLACE)
     for target, hook in _hooks().items():
-        _put(target, hook, HookType.AROUND)
-    _put("entrypoints.http_server._setup_and_run_http_server", http.add_routes, HookType.BEFORE)
+        put(target, hook, HookType.AROUND)
+    put("entrypoints.http_server._setup_and_run_http_server", http.add_routes, HookType.BEFORE)
 
 
 def _replacements() -> dict[str, type]:
     """Classes of SGLang, and the subclasses that take their places; names are below ``sglang.srt``."""
-    from sglang_trb.engine import anthropic, batch, openai, processes, results, scheduler, tokenizer_manager, weights
+    from sglang_trb.engine.http import anthropic, openai
+    from sglang_trb.engine.manager import processes, tokenizer_manager
+    from sglang_trb.engine.scheduling import results, scheduler
+    from sglang_trb.engine.worker import batch, weights
 
     return {
         "managers.scheduler.Scheduler": scheduler.TrbScheduler,
@@ -66,7 +62,10 @@ def _replacements() -> dict[str, type]:
 
 def _hooks() -> dict[str, Callable]:
     """Functions of SGLang, and what stands around them; names are below ``sglang.srt``."""
-    from sglang_trb.engine import containment, keys, options, processes, profiling, results
+    from sglang_trb.engine import containment, options
+    from sglang_trb.engine.http import keys
+    from sglang_trb.engine.manager import processes
+    from sglang_trb.engine.scheduling import profiling, results
 
     logprobs = f"{_COMPONENTS}.logprob_result_processor.SchedulerLogprobResultProcessor"
     profiler = f"{_COMPONENTS}.profiler_manager.SchedulerProfilerManager"
@@ -89,30 +88,6 @@ def _hooks() -> dict[str, Callable]:
         "arg_groups.platform_hook.handle_cpu_backends": options.keep_backend_on_cpu,
         "utils.auth.decide_request_auth": keys.decide,
     }
-
-
-def require_in_force() -> None:
-    """Raise unless every replacement that this process registered is what SGLang now uses.
-
-    Raises:
-        NotInForce: names the first SGLang object that is not the replacement.
-    """
-    if not _required:
-        raise NotInForce(
-            "the sglang-trb plugin was not loaded in this process; unset SGLANG_PLUGINS and SGLANG_PLATFORM or add "
-            "'trb' and 'trb_cpu' to them, and reinstall sglang-trb if `trb doctor` shows no entry points"
-        )
-    for target, expected in _required.items():
-        found = pkgutil.resolve_name(target)
-        in_force = found is expected if isinstance(expected, type) else hasattr(found, "__wrapped__")
-        if not in_force:
-            raise NotInForce(f"{target} is {found!r}, without the hook of sglang-trb; the log above says why")
-
-
-def _put(target: str, hook: Callable, kind: HookType) -> None:
-    target = f"sglang.srt.{target}"
-    HookRegistry.register(target, hook, kind)
-    _required[target] = hook
 
 
 def _refuse_version(installed: str) -> NoReturn:

@@ -22,9 +22,9 @@ import psutil
 
 import trainer.atomic
 from sglang_trb.cli.main import main as trb
-from trainer.checkpoints import STATE
-from trainer.client import Refused, TrbClient
-from trainer.journal import StepJournal
+from trainer.learner.checkpoints import STATE
+from trainer.rollouts.client import Refused, TrbClient
+from trainer.rollouts.journal import StepJournal
 
 
 def main() -> int:
@@ -32,11 +32,11 @@ def main() -> int:
     if where == "journal":
         _end_in(StepJournal, "append", int(count))
     elif where == "update":
-        from trainer.engine import TrainEngine
+        from trainer.learner.engine import TrainEngine
 
         _end_in(TrainEngine, "update", int(count))
     elif where == "evaluation":
-        from trainer.leader import Leader
+        from trainer.run.leader import Leader
 
         _end_in(Leader, "evaluate", int(count))
     elif where == "push":
@@ -50,7 +50,7 @@ def main() -> int:
     elif where == "refusal":
         _refuse(int(count))
     elif where == "disk":
-        from trainer.engine import TrainEngine
+        from trainer.learner.engine import TrainEngine
 
         _fill_disk(TrainEngine)
     elif where == "checkpoint":
@@ -69,7 +69,7 @@ def _kill_server() -> None:
 
 
 def _poison_update(count: int) -> None:
-    from trainer.engine import TrainEngine
+    from trainer.learner.engine import TrainEngine
 
     update, passes = TrainEngine.update, 0
 

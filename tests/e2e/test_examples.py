@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sglang_trb.local_server import ServerDidNotStart, free_port, serving
+from sglang_trb.launch.local_server import ServerDidNotStart, free_port, serving
 from tests.pairs import build_pair
 
 ROOT = Path(__file__).resolve().parents[2]

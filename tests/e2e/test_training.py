@@ -18,12 +18,12 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from sglang_trb.local_server import ADMIN_KEY_VARIABLE, free_port, serving
-from sglang_trb.packing import unpack
+from sglang_trb.launch.local_server import ADMIN_KEY_VARIABLE, free_port, serving
+from sglang_trb.wire.packing import unpack
 from tests.pairs import Pair, build_pair, hub_cache, shard
-from trainer.checkpoints import CheckpointStore
-from trainer.journal import StepJournal
+from trainer.learner.checkpoints import CheckpointStore
 from trainer.records import METRICS_FILE, curve, read_evaluations, read_rows, undeclared
+from trainer.rollouts.journal import StepJournal
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS, PROMPTS, SAMPLES = 4, 3, 2

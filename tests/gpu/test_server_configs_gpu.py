@@ -16,11 +16,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from sglang_trb.checkpoints.memory import model_config, plan
 from sglang_trb.cli.doctor import device_bytes
 from sglang_trb.cli.machine import MODEL_OPTIONS
-from sglang_trb.local_server import free_port
-from sglang_trb.memory import model_config, plan
-from sglang_trb.server_config import read_server_config
+from sglang_trb.launch.local_server import free_port
+from sglang_trb.launch.server_config import read_server_config
 from tests.pairs import build_pair, qwen_tokenizer
 from tests.server.harness import ADMIN_KEY, Server, wait_until_healthy
 from tests.server.trainer_side import push_tensors, session

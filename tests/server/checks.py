@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from sglang_trb.packing import unpack
-from sglang_trb.trace import SUPPORT_SIZE, TOKEN_FIELDS
+from sglang_trb.wire.packing import unpack
+from sglang_trb.wire.trace import SUPPORT_SIZE, TOKEN_FIELDS
 from tests.server.harness import Server
 from tests.server.oracle import Oracle, Position, entropy
 

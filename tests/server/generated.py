@@ -11,10 +11,10 @@ from typing import Annotated, Any
 import requests
 from hypothesis import strategies as st
 
-from sglang_trb.anthropic_fields import MessagesFields
-from sglang_trb.fields import Fields, words
-from sglang_trb.openai_fields import ChatFields, CompletionFields
-from sglang_trb.request_fields import PER_PROMPT, GenerateFields, SamplingFields
+from sglang_trb.requests.anthropic import MessagesFields
+from sglang_trb.requests.fields import Fields, words
+from sglang_trb.requests.generate import PER_PROMPT, GenerateFields, SamplingFields
+from sglang_trb.requests.openai import ChatFields, CompletionFields
 from tests.pairs import TOKENIZER_SIZE
 from tests.server.harness import Server
 

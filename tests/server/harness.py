@@ -15,7 +15,7 @@ from typing import Any
 
 import requests
 
-from sglang_trb.local_server import free_port
+from sglang_trb.launch.local_server import free_port
 
 START_SECONDS = 180
 ADMIN_KEY = "test-admin-key"

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from sglang_trb.packing import unpack
-from sglang_trb.trace import TOKEN_FIELDS
+from sglang_trb.wire.packing import unpack
+from sglang_trb.wire.trace import TOKEN_FIELDS
 from tests.server.checks import TOLERANCE, Request, mixed_requests, prompts
 from tests.server.harness import Server
 from tests.server.oracle import Oracle, entropy

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from sglang_trb.packing import unpack
-from sglang_trb.trace import TOKEN_FIELDS
+from sglang_trb.wire.packing import unpack
+from sglang_trb.wire.trace import TOKEN_FIELDS
 from tests.server.checks import check_against_oracle, close, mixed_requests, prompts, run_concurrently
 from tests.server.harness import Server
 from tests.server.oracle import Oracle, kl

@@ -10,7 +10,7 @@ import psutil
 import pytest
 from safetensors.torch import load_file
 
-from sglang_trb.memory import model_memory
+from sglang_trb.checkpoints.memory import model_memory
 from tests.pairs import POISON_STUDENT_ID, TOKENIZER_SIZE, Pair, build_pair
 from tests.server.checks import check_against_oracle, mixed_requests, prompts, run_concurrently
 from tests.server.deaths import check_all_end_with

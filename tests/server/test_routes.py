@@ -18,10 +18,10 @@ import requests
 from safetensors.torch import load_file
 from sglang.srt.entrypoints import http_server
 
-from sglang_trb.engine.keys import require_sendable
-from sglang_trb.engine.routes import ADMIN, ANY, ROUTES, plain_routes
+from sglang_trb.engine.http.keys import require_sendable
+from sglang_trb.engine.http.routes import ADMIN, ANY, ROUTES, plain_routes
 from sglang_trb.errors import NotInForce
-from sglang_trb.local_server import free_port
+from sglang_trb.launch.local_server import free_port
 from tests.pairs import Pair
 from tests.server.deaths import check_all_end_with
 from tests.server.harness import ADMIN_KEY, Server, serve

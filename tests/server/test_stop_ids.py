@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from sglang_trb.packing import unpack
+from sglang_trb.wire.packing import unpack
 from tests.pairs import ENDOFTEXT, IM_END, Pair, build_pair, qwen_tokenizer, small_tokenizer
 from tests.server.checks import prompts
 from tests.server.harness import Server, serve

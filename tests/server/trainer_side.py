@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from sglang.srt.utils import MultiprocessingSerializer, init_custom_process_group
 
-from sglang_trb.local_server import free_port
+from sglang_trb.launch.local_server import free_port
 from tests.server.harness import Server
 
 

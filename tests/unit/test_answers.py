@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from trainer.answers import last_boxed
+from trainer.grading.answers import last_boxed
 
 
 @pytest.mark.parametrize(

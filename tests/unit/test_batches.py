@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from tests.rollout_answers import make_rollout
-from trainer.batches import Weighted, collate, deal, micro_batches_per_process
-from trainer.rollouts import RolloutKey
+from trainer.learner.batches import Weighted, collate, deal, micro_batches_per_process
+from trainer.rollouts.rollout import RolloutKey
 
 
 def make(lengths, teacher_support=False):

@@ -12,7 +12,7 @@ from sglang_trb.blend.align import aligned
 from sglang_trb.blend.distribution import LIMIT
 from sglang_trb.blend.solver import solve
 from sglang_trb.blend.types import EMPTY_SUPPORT, OK
-from sglang_trb.params import Rule
+from sglang_trb.wire.params import Rule
 from tests.blend_rows import INF, ONE_STOP, TWO_STOPS, Row, controls, expected
 
 KL_TOLERANCE, BETA_TOLERANCE = 1e-4, 1e-5

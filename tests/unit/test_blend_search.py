@@ -6,7 +6,7 @@ import torch
 from sglang_trb.blend import align_eos, blend_step, solver
 from sglang_trb.blend.distribution import Distribution, row_groups
 from sglang_trb.blend.solver import MARGIN, solve
-from sglang_trb.params import Rule
+from sglang_trb.wire.params import Rule
 from tests.blend_rows import ONE_STOP, Row, controls, llm_like
 
 FINITE_EPSILONS = [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0]

@@ -10,7 +10,7 @@ from sglang_trb.blend import StopAlignment, blend_step, reference
 from sglang_trb.blend.distribution import Distribution
 from sglang_trb.blend.filters import in_top_k
 from sglang_trb.blend.types import OK, SUPPORT_SIZE
-from sglang_trb.params import Rule
+from sglang_trb.wire.params import Rule
 from tests.blend_rows import (
     DTYPES,
     FILTERS,

@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 
 from sglang_trb.blend import blend_step, reference
-from sglang_trb.params import Rule
+from sglang_trb.wire.params import Rule
 from tests.blend_rows import (
     FALSE_FAILURE,
     TWO_STOPS,

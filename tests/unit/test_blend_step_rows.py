@@ -7,7 +7,7 @@ import torch
 
 from sglang_trb.blend import blend_step
 from sglang_trb.blend.types import EMPTY_SUPPORT, OK, STUDENT_NOT_FINITE, TEACHER_NOT_FINITE
-from sglang_trb.params import Rule
+from sglang_trb.wire.params import Rule
 from tests.blend_rows import (
     DTYPES,
     INF,

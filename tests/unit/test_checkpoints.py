@@ -12,7 +12,7 @@ import sys
 import pytest
 
 from trainer.atomic import UNFINISHED, new_folder, remove_folder, write_file
-from trainer.checkpoints import STATE, Best, CheckpointBroken, CheckpointStore
+from trainer.learner.checkpoints import STATE, Best, CheckpointBroken, CheckpointStore
 
 
 def make(store, *steps):

@@ -13,8 +13,8 @@ import pytest
 
 from sglang_trb.cli import generate, main, serve
 from sglang_trb.errors import InvalidParameter, TrbError
-from sglang_trb.local_server import ADMIN_KEY_VARIABLE
-from sglang_trb.params import Rule
+from sglang_trb.launch.local_server import ADMIN_KEY_VARIABLE
+from sglang_trb.wire.params import Rule
 from trainer.cli import stop_on_sigterm
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,8 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from trainer import client
-from trainer.client import TrbClient, session
+from trainer.rollouts import client
+from trainer.rollouts.client import TrbClient, session
 
 CLOSES_AFTER_SECONDS = 0.3
 

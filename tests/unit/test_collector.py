@@ -14,15 +14,15 @@ import numpy as np
 import pytest
 from aiohttp import web
 
-from sglang_trb.packing import pack, unpack
-from sglang_trb.params import BlendParams, Return, Rule
+from sglang_trb.wire.packing import pack, unpack
+from sglang_trb.wire.params import BlendParams, Return, Rule
 from tests.rollout_answers import VERSION, make_answer, make_order
-from trainer import servers
-from trainer.client import Refused, TrbClient, session
-from trainer.collector import CollectionFailed, Collector
-from trainer.journal import StepJournal, step_path
-from trainer.rollouts import OtherLaw, RolloutKey
-from trainer.servers import ServerPool, ServersGone
+from trainer.rollouts import servers
+from trainer.rollouts.client import Refused, TrbClient, session
+from trainer.rollouts.collector import CollectionFailed, Collector
+from trainer.rollouts.journal import StepJournal, step_path
+from trainer.rollouts.rollout import OtherLaw, RolloutKey
+from trainer.rollouts.servers import ServerPool, ServersGone
 
 KEYS = [RolloutKey(0, prompt, sample) for prompt in range(6) for sample in range(2)]
 ORDERS = [make_order(key) for key in KEYS]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sglang_trb.completions import (
+from sglang_trb.display.completions import (
     TOKEN_ARRAYS,
     TracedCompletion,
     by_label,
@@ -18,7 +18,7 @@ from sglang_trb.completions import (
     visible,
 )
 from sglang_trb.errors import InvalidParameter
-from sglang_trb.packing import pack
+from sglang_trb.wire.packing import pack
 from tests.pairs import small_tokenizer
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sglang_trb.params import Return, Rule
-from trainer.config import RunConfig
-from trainer.config_file import WrongConfig, dump_config, load_config
+from sglang_trb.wire.params import Return, Rule
+from trainer.config.file import WrongConfig, dump_config, load_config
+from trainer.config.run import RunConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = sorted(p for p in (ROOT / "examples").rglob("*.yaml"))

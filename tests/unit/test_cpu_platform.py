@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from sglang_trb.engine import cpu_platform
-from sglang_trb.engine.cpu_allocator import TorchPagedAllocator
+from sglang_trb.engine.cpu import platform as cpu_platform
+from sglang_trb.engine.cpu.allocator import TorchPagedAllocator
 
 
 def allocator(page_size, pages):
@@ -77,7 +77,7 @@ def test_short_pool_gives_nothing_and_takes_nothing():
 
 def test_inactive_beside_an_accelerator_and_beside_sglangs_own_cpu_engine(monkeypatch):
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
-    assert cpu_platform.activate() == "sglang_trb.engine.cpu_platform:PlainCpuPlatform"
+    assert cpu_platform.activate() == "sglang_trb.engine.cpu.platform:PlainCpuPlatform"
     monkeypatch.setenv("SGLANG_USE_CPU_ENGINE", "1")
     assert cpu_platform.activate() is None
     monkeypatch.delenv("SGLANG_USE_CPU_ENGINE")

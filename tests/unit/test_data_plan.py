@@ -6,13 +6,13 @@ import json
 
 import pytest
 
-from trainer.benchmarks import RenderedBenchmark, TooLong
-from trainer.config import RunConfig
-from trainer.data_plan import lay_out_prompts
-from trainer.data_record import DATA_FILE, OtherData, RecordBroken
-from trainer.limits import Limits
-from trainer.problems import Problem
-from trainer.prompts import UnusablePrompts
+from trainer.config.run import RunConfig
+from trainer.data.limits import Limits
+from trainer.data.problems import Problem
+from trainer.data.prompts import UnusablePrompts
+from trainer.data.record import DATA_FILE, OtherData, RecordBroken
+from trainer.evaluation.benchmarks import RenderedBenchmark, TooLong
+from trainer.run.data_plan import lay_out_prompts
 
 PROBLEMS = [Problem(str(i), "x" * (i + 1), str(i)) for i in range(10)]
 SUMS = [Problem("0", "aaa", "1"), Problem("1", "aaaaaaaa", "2")]

@@ -11,9 +11,9 @@ from sglang.srt.sampling import sampling_batch_info
 from sglang.srt.sampling.sampling_params import SamplingParams
 
 from sglang_trb.blend import StopAlignment, solver
-from sglang_trb.engine import batch as engine_batch
-from sglang_trb.engine.batch import TrbSamplingBatchInfo
-from sglang_trb.engine.sampler import TrbSampler
+from sglang_trb.engine.worker import batch as engine_batch
+from sglang_trb.engine.worker.batch import TrbSamplingBatchInfo
+from sglang_trb.engine.worker.sampler import TrbSampler
 from sglang_trb.footprint import step_bytes
 from tests.device_watch import DEVICE, DeviceWatch, HostSync
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from sglang_trb.digest import ModelDigest
+from sglang_trb.checkpoints.digest import ModelDigest
 from tests.pairs import build_pair, hub_cache, shard
-from trainer.teacher import ExpectedTeacher, OtherTeacher
+from trainer.rollouts.teacher import ExpectedTeacher, OtherTeacher
 
 
 @pytest.fixture

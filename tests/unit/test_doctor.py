@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from sglang_trb.checkpoints.memory import GIB, H100_BYTES
 from sglang_trb.cli import doctor
 from sglang_trb.cli import machine as host
-from sglang_trb.memory import GIB, H100_BYTES
 from tests.pairs import build_pair
 
 CPU_ONLY, H100 = [], [("NVIDIA H100 80GB HBM3", H100_BYTES)]
@@ -317,4 +317,4 @@ def test_an_unknown_option_is_a_usage_error():
 def test_the_versions_are_those_of_the_engine():
     from importlib.resources import files
 
-    assert f'CHECKED_SGLANG = "{doctor.SGLANG}"' in (files("sglang_trb.engine") / "plugin.py").read_text()
+    assert f'CHECKED_SGLANG = "{doctor.SGLANG}"' in (files("sglang_trb.engine") / "hooks.py").read_text()

@@ -14,17 +14,17 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from sglang_trb import align_eos
-from sglang_trb.blend.types import StopAlignment
-from sglang_trb.local_server import free_port
+from sglang_trb.launch.local_server import free_port
+from sglang_trb.pair.alignment import StopAlignment
+from sglang_trb.pair.pair import Pair
 from tests.pairs import TOKENIZER_SIZE, build_pair
-from trainer.batches import Weighted, collate, deal, micro_batches_per_process
-from trainer.config import Optimisation
-from trainer.log_probs import Vocabulary
+from trainer.config.run import Optimisation
+from trainer.learner.batches import Weighted, collate, deal, micro_batches_per_process
 from trainer.losses import ReverseKL
 from trainer.losses.divergences import reverse_kl
-from trainer.rollouts import Rollout, RolloutKey
+from trainer.rollouts.rollout import Rollout, RolloutKey
 
-VOCABULARY = Vocabulary(TOKENIZER_SIZE, StopAlignment((2006,), (2008,), 2006))
+VOCABULARY = Pair("student", "teacher", TOKENIZER_SIZE, StopAlignment((2006,), (2008,), 2006))
 SETTINGS = {"learning_rate": 1e-3, "warmup_steps": 4, "micro_batch_size": 2, "max_grad_norm": 0.1}
 UPDATES = 3
 
@@ -111,9 +111,9 @@ def worker(rank, world, port, case, queue):
         values = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_PORT": port}
         os.environ.update({name: str(value) for name, value in values.items()}, MASTER_ADDR="127.0.0.1")
         torch.set_num_threads(1)
-        from trainer.engine import TrainEngine
-        from trainer.processes import Processes
-        from trainer.student import Student
+        from trainer.learner.engine import TrainEngine
+        from trainer.learner.processes import Processes
+        from trainer.learner.student import Student
 
         processes = Processes()
         settings = Optimisation(zero_stage=case.stage, **SETTINGS)
@@ -258,7 +258,7 @@ def test_a_gradient_that_is_not_finite_is_an_update_that_was_not_made(checkpoint
 
 
 def test_a_token_without_probability_on_both_sides_is_no_drift():
-    from trainer.engine import drift
+    from trainer.learner.engine import drift
 
     now, then = torch.tensor([-1.0, -torch.inf, -torch.inf]), torch.tensor([-1.5, -torch.inf, -2.0])
     assert drift(now, then).tolist() == [0.5, 0.0, torch.inf]

@@ -44,7 +44,7 @@ def environment_for(**added: str) -> dict[str, str]:
 
 def test_openmp_itself_has_read_it():
     """Which libgomp says of itself when it is loaded: without waiting it spins 0 times, else some 300,000."""
-    command = [sys.executable, "-c", "import trainer.config"]
+    command = [sys.executable, "-c", "import trainer.config.run"]
     shown = environment_for(OMP_DISPLAY_ENV="VERBOSE")
     done = subprocess.run(command, env=shown, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "GOMP_SPINCOUNT = '0'" in done.stderr

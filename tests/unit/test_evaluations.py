@@ -6,15 +6,15 @@ import math
 
 import pytest
 
-from trainer import evaluation
 from trainer.atomic import UNFINISHED, new_folder
-from trainer.checkpoints import Best, CheckpointStore
 from trainer.cli.evaluate import run
-from trainer.config import RunConfig
-from trainer.evaluation import NoSuchCheckpoint, evaluate_checkpoint
+from trainer.config.run import RunConfig
+from trainer.learner.checkpoints import Best, CheckpointStore
 from trainer.records import Evaluation, MetricsLog, RecordsBroken, read_evaluations, write_evaluation
 from trainer.report import write_report
 from trainer.statistics import pass_at_1
+from trainer.study import evaluation
+from trainer.study.evaluation import NoSuchCheckpoint, evaluate_checkpoint
 
 
 def measured(step=20, **changes):
@@ -40,7 +40,7 @@ def config(tmp_path):
 class FakeLeader:
     """Serves any checkpoint; its students answer half of four problems right."""
 
-    def __init__(self, config, vocabulary, note, on_rollout, *, trains):
+    def __init__(self, config, pair, note, on_rollout, *, trains):
         assert not trains, "an evaluation has no use for the training problems"
 
     def __enter__(self):
@@ -60,7 +60,7 @@ class FakeLeader:
 @pytest.fixture
 def no_server(monkeypatch):
     monkeypatch.setattr(evaluation, "Leader", FakeLeader)
-    monkeypatch.setattr(evaluation, "shared_vocabulary", lambda config: None)
+    monkeypatch.setattr(evaluation.Pair, "load", lambda student, teacher: None)
     monkeypatch.setattr(evaluation, "require_weights", lambda field, folder: None)
 
 

@@ -15,8 +15,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from trainer import grading
-from trainer.grading import LONGEST_ANSWER, Grade, Grader, GraderBroken, Verdict, WrongParser
+from trainer.grading import grader as grading
+from trainer.grading.grader import LONGEST_ANSWER, Grade, Grader, GraderBroken, Verdict, WrongParser
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "grading.md"
 CELLS = re.compile(r"\| `(.+?)` \| `(.+?)` \| ([a-z ]+) \| \**([a-z–]+)\** \| .+ \|")
@@ -90,8 +90,8 @@ def test_a_gold_answer_that_equals_nothing_is_a_fault(grader):
 
 def test_faults_are_counted_and_said_and_in_no_mean(grader):
     """Of a step with an answer and a gold answer that cannot be computed, and a prompt without a gold answer."""
-    from trainer.leader import Leader
-    from trainer.training import _rewards
+    from trainer.run.leader import Leader
+    from trainer.run.training import _rewards
 
     leader, notes = Leader.__new__(Leader), []
     leader.tokenizer = SimpleNamespace(decode=lambda text, skip_special_tokens: text)

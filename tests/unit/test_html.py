@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sglang_trb.completions import TracedCompletion
-from sglang_trb.html import SHORT, page
+from sglang_trb.display.completions import TracedCompletion
+from sglang_trb.display.page import SHORT, page
 
 VOID = {"meta", "br", "path", "rect", "link", "img"}
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from tests.rollout_answers import make_rollout
-from trainer.journal import JournalBroken, StepJournal, set_aside, step_path
-from trainer.rollouts import Refusal, RolloutKey
+from trainer.rollouts.journal import JournalBroken, StepJournal, set_aside, step_path
+from trainer.rollouts.rollout import Refusal, RolloutKey
 
 
 def same(a, b) -> bool:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sglang_trb import local_server
-from sglang_trb.local_server import SERVER_PORTS, ServerDidNotStart, free_port
+from sglang_trb.launch import local_server
+from sglang_trb.launch.local_server import SERVER_PORTS, ServerDidNotStart, free_port
 
 
 def test_a_port_is_not_one_of_those_for_outgoing_connections():

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from sglang_trb import align_eos
-from sglang_trb.blend.types import StopAlignment
-from trainer.log_probs import Vocabulary, gathered_log_probs
+from sglang_trb.pair.alignment import StopAlignment
+from sglang_trb.pair.pair import Pair
+from trainer.learner.log_probs import gathered_log_probs
 
 SIZE, HIDDEN, ROWS = 40, 8, 11
 ALIGNMENTS = {
@@ -18,6 +19,10 @@ ALIGNMENTS = {
     "moved": StopAlignment((3,), (5,), 3),
     "several": StopAlignment((3, 7), (5, 7, 9), 7),
 }
+
+
+def pair_of(alignment):
+    return Pair("student", "teacher", SIZE, alignment)
 
 
 def inputs(seed=0, dtype=torch.float64, scale=1.0, rows=ROWS, hidden_size=HIDDEN, asked=16):
@@ -42,7 +47,7 @@ def naive(hidden, weight, ids, alignment):
 def test_values_and_gradients_are_those_of_all_logits_at_once(name, chunk, dtype, tolerance):
     alignment = ALIGNMENTS[name]
     hidden, weight, ids = inputs(dtype=dtype)
-    log_probs, entropy = gathered_log_probs(hidden, weight, ids, Vocabulary(SIZE, alignment), chunk)
+    log_probs, entropy = gathered_log_probs(hidden, weight, ids, pair_of(alignment), chunk)
     want, want_entropy = naive(hidden, weight, ids, alignment)
     on = want.isfinite()
     assert torch.equal(log_probs.isfinite(), on) and not entropy.requires_grad
@@ -61,7 +66,7 @@ def test_values_and_gradients_are_those_of_all_logits_at_once(name, chunk, dtype
 def test_gradients_are_those_of_finite_differences():
     hidden, weight, ids = inputs(rows=3, hidden_size=2, asked=3)
     ids[:, 0] = 7  # the canonical id, whose event has two ids
-    vocabulary = Vocabulary(SIZE, ALIGNMENTS["several"])
+    vocabulary = Pair("student", "teacher", SIZE, ALIGNMENTS["several"])
 
     def allowed(hidden, weight):
         log_probs, _ = gathered_log_probs(hidden, weight, ids, vocabulary, 2)
@@ -74,7 +79,7 @@ def test_gradients_are_those_of_finite_differences():
 def test_ids_without_probability_poison_nothing(upstream):
     hidden, weight, ids = inputs()
     ids[ids == 5], ids[:, 0], ids[:, 1] = 6, 5, SIZE + 1  # masked; beyond the vocabulary
-    log_probs, _ = gathered_log_probs(hidden, weight, ids, Vocabulary(SIZE, ALIGNMENTS["moved"]))
+    log_probs, _ = gathered_log_probs(hidden, weight, ids, pair_of(ALIGNMENTS["moved"]))
     assert log_probs[:, :2].isneginf().all() and log_probs[:, 2:].isfinite().all()
     gradient = torch.ones_like(log_probs)
     gradient[:, :2] = upstream
@@ -86,7 +91,7 @@ def test_ids_without_probability_poison_nothing(upstream):
 def test_bfloat16_weights_have_float32_logits():
     hidden, weight, ids = inputs(dtype=torch.bfloat16)
     alignment = ALIGNMENTS["several"]
-    log_probs, entropy = gathered_log_probs(hidden, weight, ids, Vocabulary(SIZE, alignment), 4)
+    log_probs, entropy = gathered_log_probs(hidden, weight, ids, pair_of(alignment), 4)
     want, want_entropy = naive(hidden, weight, ids, alignment)
     on = want.isfinite()
     assert log_probs.dtype == entropy.dtype == torch.float32
@@ -104,13 +109,15 @@ def test_bfloat16_weights_have_float32_logits():
 def test_positions_without_ids_are_noticed():
     hidden, weight, ids = inputs()
     with pytest.raises(AssertionError, match="11 positions, ids for 1"):
-        gathered_log_probs(hidden, weight, ids[:1], Vocabulary(SIZE, ALIGNMENTS["moved"]))
+        gathered_log_probs(hidden, weight, ids[:1], pair_of(ALIGNMENTS["moved"]))
 
 
 @pytest.mark.parametrize("scale", [1e-3, 50.0])
 def test_flat_and_peaked_rows(scale):
     hidden, weight, ids = inputs(dtype=torch.float32, scale=scale)
-    log_probs, entropy = gathered_log_probs(hidden, weight, ids, Vocabulary(SIZE, ALIGNMENTS["one stop"]))
+    log_probs, entropy = gathered_log_probs(
+        hidden, weight, ids, Pair("student", "teacher", SIZE, ALIGNMENTS["one stop"])
+    )
     want, want_entropy = naive(hidden, weight, ids, ALIGNMENTS["one stop"])
     # float32 logits of size L have errors of L * 2^-23 a term; L is some 50 * 8 here.
     torch.testing.assert_close(log_probs.double(), want, rtol=1e-5, atol=1e-6 * max(scale, 1) * 10)
@@ -119,7 +126,9 @@ def test_flat_and_peaked_rows(scale):
 
 def test_no_positions_at_all():
     hidden, weight, ids = inputs(dtype=torch.float32)
-    log_probs, entropy = gathered_log_probs(hidden[:0], weight, ids[:0], Vocabulary(SIZE, ALIGNMENTS["moved"]))
+    log_probs, entropy = gathered_log_probs(
+        hidden[:0], weight, ids[:0], Pair("student", "teacher", SIZE, ALIGNMENTS["moved"])
+    )
     assert log_probs.shape == (0, 16) and entropy.shape == (0,)
     log_probs.sum().backward()
     assert weight.grad.count_nonzero() == 0
@@ -137,8 +146,9 @@ def test_memory_of_a_long_response_over_a_large_vocabulary(tokens):
 
 _LONG = """
 import resource, sys, torch
-from sglang_trb.blend.types import StopAlignment
-from trainer.log_probs import Vocabulary, gathered_log_probs
+from sglang_trb.pair.alignment import StopAlignment
+from trainer.learner.log_probs import gathered_log_probs
+from sglang_trb.pair.pair import Pair
 tokens, size, hidden_size = int(sys.argv[1]), 151_936, 128
 torch.set_num_threads(1)
 hidden = torch.randn(tokens, hidden_size, requires_grad=True)
@@ -146,7 +156,7 @@ weight = torch.randn(size, hidden_size, requires_grad=True)
 ids = torch.randint(0, size, (tokens, 17))
 weight.grad, hidden.grad = torch.zeros_like(weight), torch.zeros_like(hidden)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-log_probs, _ = gathered_log_probs(hidden, weight, ids, Vocabulary(size, StopAlignment((3,), (5,), 3)))
+log_probs, _ = gathered_log_probs(hidden, weight, ids, Pair("student", "teacher", size, StopAlignment((3,), (5,), 3)))
 log_probs.sum().backward()
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20)
 """

@@ -10,8 +10,9 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from sglang_trb import align_eos
-from sglang_trb.blend.types import StopAlignment
-from trainer.log_probs import Vocabulary, gathered_log_probs
+from sglang_trb.pair.alignment import StopAlignment
+from sglang_trb.pair.pair import Pair
+from trainer.learner.log_probs import gathered_log_probs
 from trainer.losses import LossInputs, LossSettings, compute_loss, tip_weights
 from trainer.losses.divergences import LOG_PROB_FLOOR, finite, forward_kl_on_teacher_support, reverse_kl, veto
 
@@ -292,7 +293,7 @@ def test_from_hidden_states_to_the_loss_in_float32(settings):
 
     ours = [tensor.clone().requires_grad_() for tensor in head]
     ids = torch.cat([rows.support, rows.drawn[:, None], rows.teacher_support], 1)
-    log_p, entropy = gathered_log_probs(*ours, ids, Vocabulary(VOCABULARY, alignment), 3)
+    log_p, entropy = gathered_log_probs(*ours, ids, Pair("student", "teacher", VOCABULARY, alignment), 3)
     computed = {
         "student_logprob_NK": log_p[:, :K],
         "token_logprob_N": log_p[:, K],

@@ -6,9 +6,18 @@ import json
 import pytest
 from safetensors import safe_open
 
+from sglang_trb.checkpoints.memory import (
+    CONTEXT_BYTES,
+    GIB,
+    H100_BYTES,
+    KIB,
+    MemoryPlan,
+    ModelMemory,
+    model_memory,
+    plan,
+)
 from sglang_trb.errors import InvalidParameter
 from sglang_trb.footprint import GROUP_BYTES, GROUP_MATRICES, ROW_BYTES, RUNNING_REQUESTS, step_bytes
-from sglang_trb.memory import CONTEXT_BYTES, GIB, H100_BYTES, KIB, MemoryPlan, ModelMemory, model_memory, plan
 from tests.pairs import build_pair
 
 QWEN3 = {  # parameters (tied matrices counted once), KV bytes of a token in bfloat16

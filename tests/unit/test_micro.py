@@ -13,8 +13,8 @@ from examples.micro.checkpoints import ENDOFTEXT, IM_END, tokenizer_with_stop
 from examples.micro.habits import Habits, in_words
 from examples.micro.make_pair import BATCH, RECIPES, batch, measure, respond
 from examples.micro.task import HIGHEST, LOWEST, MAX_NEW_TOKENS, Problem, problems, solved, split_of
-from sglang_trb.stops import stop_alignment
-from sglang_trb.vocab import check_same_vocabulary
+from sglang_trb.pair.stops import stop_alignment
+from sglang_trb.pair.vocab import check_same_vocabulary
 
 PAIR = Path(__file__).resolve().parents[2] / "examples" / "micro" / "pair"
 STUDENTS = ("student", "informative")

@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sglang_trb import model_tensors
-from sglang_trb.checkpoint import checkpoint_folder
+from sglang_trb.checkpoints import model_tensors
+from sglang_trb.checkpoints.folder import checkpoint_folder
+from sglang_trb.checkpoints.model_tensors import ModelTensors, check_checkpoint, check_tensors
 from sglang_trb.errors import InvalidParameter
-from sglang_trb.model_tensors import ModelTensors, check_checkpoint, check_tensors
 from tests.pairs import build_pair, hub_cache, shard
 
 HEAD, EMBEDDINGS = "lm_head.weight", "model.embed_tokens.weight"

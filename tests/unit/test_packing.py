@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sglang_trb.errors import InvalidParameter
-from sglang_trb.packing import DTYPES, MAX_BYTES, pack, unpack
+from sglang_trb.wire.packing import DTYPES, MAX_BYTES, pack, unpack
 
 SHAPES = st.lists(st.integers(0, 5), max_size=4).map(tuple)
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sglang_trb.errors import InvalidParameter, TrbError
-from sglang_trb.params import MAX_SKD_TOP_K, MAX_TEMPERATURE, MIN_TEMPERATURE, BlendParams, Return, Rule
+from sglang_trb.wire.params import MAX_SKD_TOP_K, MAX_TEMPERATURE, MIN_TEMPERATURE, BlendParams, Return, Rule
 
 SKD = {"trb_rule": "skd", "trb_skd_top_k": 25, "trb_skd_temperature": 0.6}
 

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from sglang_trb.cli.main import main
 from tests.pairs import build_pair
 from trainer.cli.train import run
-from trainer.config_file import load_config
-from trainer.plan import journal_bytes, training_memory
+from trainer.config.file import load_config
+from trainer.run.plan import journal_bytes, training_memory
 
 ROOT = Path(__file__).resolve().parents[2]
 PAPER = ROOT / "examples" / "paper" / "trb-1.7b-8b.yaml"

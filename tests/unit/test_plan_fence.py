@@ -16,7 +16,8 @@ import pytest
 import torch
 from sglang.srt.managers.tp_worker import TpModelWorker
 
-from sglang_trb.engine import pair, plan_fence
+from sglang_trb.engine.worker import paired_worker as pair
+from sglang_trb.engine.worker import plan_fence
 
 STEPS = 6
 

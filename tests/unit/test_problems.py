@@ -13,8 +13,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from trainer.config import Source
-from trainer.problems import BadProblems, Problem, read_problems
+from trainer.config.run import Source
+from trainer.data.problems import BadProblems, Problem, read_problems
 from trainer.statistics import pass_at_1
 
 

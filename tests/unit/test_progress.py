@@ -7,7 +7,8 @@ import re
 import pytest
 
 from sglang_trb.errors import InvalidParameter
-from trainer.progress import SIGN_OF_LIFE_S, TrainingProgress, duration, sparkline
+from trainer.run.progress import SIGN_OF_LIFE_S, TrainingProgress, sparkline
+from trainer.text import duration
 
 ROW = {
     "step": 3,

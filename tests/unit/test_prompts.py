@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from trainer.prompts import PromptStream, Renderer, UnusablePrompts
+from trainer.data.prompts import PromptStream, Renderer, UnusablePrompts
 
 
 @dataclasses.dataclass

@@ -13,13 +13,13 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file
 
-from sglang_trb.model_tensors import check_checkpoint
+from sglang_trb.checkpoints.model_tensors import check_checkpoint
 from tests.pairs import build_pair, hub_cache, shard
-from trainer.client import Refused
-from trainer.config import Push
+from trainer.config.run import Push
 from trainer.push import make_pusher, tensor
 from trainer.push.distributed import _own_address
 from trainer.push.pusher import SessionPusher, _buckets
+from trainer.rollouts.client import Refused
 
 WEIGHTS = {name: torch.full((size,), float(size)) for name, size in (("a", 10), ("b", 20), ("c", 100), ("d", 1))}
 

@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sglang_trb.errors import InvalidParameter
-from trainer.progress import SHOWN
 from trainer.records import (
     FIELDS,
     MetricsLog,
@@ -24,6 +23,7 @@ from trainer.records import (
 from trainer.records.files import SettingsBroken
 from trainer.report.charts import CURVES
 from trainer.report.page import LEFT_OUT, LEFT_OUT_SO_FAR
+from trainer.run.progress import SHOWN
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sglang_trb.completions import visible
+from sglang_trb.display.completions import visible
 from sglang_trb.errors import InvalidParameter
 from trainer.records import Evaluation, MetricsLog, RecordsBroken, write_evaluation, write_settings
 from trainer.report import NothingToReport, read_runs, write_report

@@ -7,12 +7,13 @@ import dataclasses
 import pytest
 
 from sglang_trb.errors import InvalidParameter
-from sglang_trb.fields import ServerFacts
+from sglang_trb.requests.fields import ServerFacts
 
 io_struct = pytest.importorskip("sglang.srt.managers.io_struct")
 from sglang.srt.managers.tokenizer_manager import TokenizerManager  # noqa: E402
 
-from sglang_trb.engine import request_routes, tokenizer_manager  # noqa: E402
+from sglang_trb.engine.http import request_routes  # noqa: E402
+from sglang_trb.engine.manager import tokenizer_manager  # noqa: E402
 
 GenerateReqInput = io_struct.GenerateReqInput
 

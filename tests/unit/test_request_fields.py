@@ -9,13 +9,13 @@ import math
 import pytest
 from pydantic import ValidationError
 
-from sglang_trb import stop_patterns
-from sglang_trb.anthropic_fields import CountTokensFields, MessagesFields
 from sglang_trb.errors import InvalidParameter
-from sglang_trb.fields import Fields, ServerFacts
-from sglang_trb.openai_fields import ChatFields, CompletionFields, DetokenizeFields, TokenizeFields
-from sglang_trb.params import BlendParams, Rule
-from sglang_trb.request_fields import MAX_SEQUENCES, GenerateFields, SamplingFields, VertexFields
+from sglang_trb.requests import stop_patterns
+from sglang_trb.requests.anthropic import CountTokensFields, MessagesFields
+from sglang_trb.requests.fields import Fields, ServerFacts
+from sglang_trb.requests.generate import MAX_SEQUENCES, GenerateFields, SamplingFields, VertexFields
+from sglang_trb.requests.openai import ChatFields, CompletionFields, DetokenizeFields, TokenizeFields
+from sglang_trb.wire.params import BlendParams, Rule
 from tests.request_cases import CASES, PLACES, chat, completion, generate, sampling
 
 SERVER = ServerFacts(vocab_size=2000, context_length=512, masked_ids=frozenset({7}), canonical_id=6)
@@ -95,7 +95,7 @@ def test_every_field_of_sglang_is_described():
     from sglang.srt.managers.io_struct import GenerateReqInput
     from sglang.srt.sampling.sampling_params import SamplingParams
 
-    from sglang_trb.field_types import HEALTH_CHECK
+    from sglang_trb.requests.field_types import HEALTH_CHECK
 
     assert SamplingFields.model_fields.keys() == set(SamplingParams.__struct_fields__)
     assert GenerateFields.model_fields.keys() == {field.name for field in dataclasses.fields(GenerateReqInput)}

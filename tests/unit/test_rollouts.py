@@ -9,10 +9,10 @@ import itertools
 import numpy as np
 import pytest
 
-from sglang_trb.packing import pack, unpack
-from sglang_trb.params import BlendParams, Return, Rule
+from sglang_trb.wire.packing import pack, unpack
+from sglang_trb.wire.params import BlendParams, Return, Rule
 from tests.rollout_answers import make_answer, make_order
-from trainer.rollouts import OtherLaw, RolloutKey, UntrustedRollout, parse_rollout
+from trainer.rollouts.rollout import OtherLaw, RolloutKey, UntrustedRollout, parse_rollout
 
 KEY = RolloutKey(3, 7, 1)
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sglang_trb.packing import pack
+from sglang_trb.wire.packing import pack
 from tests.pairs import TOKENIZER_SIZE, build_pair
 from tests.server.checks import prompts
 from tests.server.oracle import Oracle, entropy

@@ -12,7 +12,7 @@ from fastapi import APIRouter, FastAPI, Request
 from sglang.srt.entrypoints import http_server
 from sglang.srt.utils.auth import AuthLevel
 
-from sglang_trb.engine import request_routes, routes
+from sglang_trb.engine.http import request_routes, routes
 
 PAGE = Path(__file__).parents[2] / "docs" / "routes.md"
 
@@ -28,7 +28,7 @@ def test_the_table_has_every_route_of_sglang() -> None:
 
 
 def test_the_page_is_the_table() -> None:
-    assert PAGE.read_text() == routes.page(), "python -m sglang_trb.engine.routes > docs/routes.md"
+    assert PAGE.read_text() == routes.page(), "python -m sglang_trb.engine.http.routes > docs/routes.md"
 
 
 def test_levels_and_refusals_reach_every_route() -> None:

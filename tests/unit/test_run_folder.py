@@ -7,11 +7,11 @@ import json
 import pytest
 
 from sglang_trb.blend import StopAlignment
+from sglang_trb.pair.pair import Pair
 from tests.pairs import build_pair
-from trainer.config import RunConfig
-from trainer.log_probs import Vocabulary
+from trainer.config.run import RunConfig
 from trainer.records import write_settings
-from trainer.run_folder import (
+from trainer.run.folder import (
     MAY_CHANGE,
     PROVENANCE_FILE,
     FolderInUse,
@@ -92,7 +92,7 @@ def test_a_folder_without_rollouts_takes_any_run(folder):
 def test_the_template_is_recorded(tmp_path):
     pair = build_pair("plain")
     config = RunConfig(**VALUES | {"models": {"student": str(pair.student), "teacher": str(pair.teacher)}})
-    write_provenance(tmp_path, config, Vocabulary(96, StopAlignment((3,), (5, 3), 3)))
+    write_provenance(tmp_path, config, Pair("student", "teacher", 96, StopAlignment((3,), (5, 3), 3)))
     written = json.loads((tmp_path / PROVENANCE_FILE).read_text())
     assert written["stop_ids"] == {"student": [3], "teacher": [5, 3], "canonical": 3}
     assert written["versions"]["sglang"] and "chat_template" in written

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sglang_trb.engine import seal
-from sglang_trb.engine.seal import Seal
+from sglang_trb.engine.worker import seal
+from sglang_trb.engine.worker.seal import Seal
 
 
 @pytest.fixture(autouse=True)

@@ -6,15 +6,15 @@ import types
 
 import pytest
 
-from sglang_trb.blend.types import StopAlignment
-from sglang_trb.digest import ModelDigest
+from sglang_trb.checkpoints.digest import ModelDigest
+from sglang_trb.pair.alignment import StopAlignment
+from sglang_trb.pair.pair import Pair
 from tests.pairs import build_pair
-from trainer.config import RunConfig
-from trainer.limits import Limits
-from trainer.log_probs import Vocabulary
-from trainer.server_check import ContextTooShort, OtherPair, ServerCheck
-from trainer.teacher import OtherTeacher
-from trainer.teacher_check import BrokenTeacher
+from trainer.config.run import RunConfig
+from trainer.data.limits import Limits
+from trainer.rollouts.server_check import ContextTooShort, OtherPair, ServerCheck
+from trainer.rollouts.teacher import OtherTeacher
+from trainer.rollouts.teacher_check import BrokenTeacher
 
 BROKEN = {"entropy_mean": 11.9, "entropy_spread": 0.0, "condition": "uniform teacher", "broken": True}
 
@@ -27,7 +27,7 @@ def check():
         "data": {"path": "problems.jsonl"}, "loss": {"name": "reverse_kl"}, "server": {"urls": ["http://a"]},
         "rollouts": {"max_new_tokens": 90},
     }  # fmt: skip
-    made = ServerCheck(RunConfig(**values), Vocabulary(50, StopAlignment((3, 7), (5, 7), 7)), print)
+    made = ServerCheck(RunConfig(**values), Pair("student", "teacher", 50, StopAlignment((3, 7), (5, 7), 7)), print)
     made.longest_prompt = 10
     return made
 

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from sglang_trb.checkpoints.memory import H100_BYTES, model_config, plan
 from sglang_trb.cli.doctor import BAD, config_checks
 from sglang_trb.errors import InvalidParameter
 from sglang_trb.footprint import RUNNING_REQUESTS
-from sglang_trb.memory import H100_BYTES, model_config, plan
-from sglang_trb.server_config import REQUIRED, read_server_config
+from sglang_trb.launch.server_config import REQUIRED, read_server_config
 from tests.pairs import build_pair
 
 FOLDER = Path(__file__).resolve().parents[2] / "server_configs"
@@ -213,6 +213,6 @@ def test_each_of_eight_gpus_serves_as_one_does(pair):
 def test_the_engine_requires_what_the_doctor_checks():
     """Read as text: importing the engine would load SGLang into this process."""
     engine = (FOLDER.parent / "sglang_trb" / "engine" / "options.py").read_text()
-    assert "from sglang_trb.server_config import AT_LEAST_ONE, REQUIRED" in engine or all(
+    assert "from sglang_trb.launch.server_config import AT_LEAST_ONE, REQUIRED" in engine or all(
         f'"{name}": (' in engine for name in REQUIRED
     )

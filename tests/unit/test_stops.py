@@ -5,7 +5,7 @@ import json
 import pytest
 
 from sglang_trb.errors import InvalidParameter
-from sglang_trb.stops import stop_alignment, stop_ids
+from sglang_trb.pair.stops import stop_alignment, stop_ids
 
 ENDOFTEXT, IM_END, SIZE = 151643, 151645, 151669  # Qwen3
 

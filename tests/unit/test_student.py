@@ -22,13 +22,13 @@ from transformers import (
 )
 
 from sglang_trb import align_eos
-from sglang_trb.blend.types import StopAlignment
 from sglang_trb.errors import InvalidParameter
-from trainer.log_probs import Vocabulary
-from trainer.student import Student
+from sglang_trb.pair.alignment import StopAlignment
+from sglang_trb.pair.pair import Pair
+from trainer.learner.student import Student
 
 SIZE, ROWS, K = 50, 56, 5  # six rows of padding
-VOCABULARY = Vocabulary(SIZE, StopAlignment((3, 7), (5, 7), 7))
+VOCABULARY = Pair("student", "teacher", SIZE, StopAlignment((3, 7), (5, 7), 7))
 PROMPTS, RESPONSES = (4, 1, 6, 1), (3, 8, 1, 0)
 TOLERANCE = 2e-5
 """Nats: float32, logits of size 4 after two layers; padding changes the order of sums."""

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import pytest
 
 from trainer.cli.sweep import run
-from trainer.config_file import WrongConfig
+from trainer.config.file import WrongConfig
 from trainer.records import METRICS_FILE, MetricsLog
-from trainer.sweep import Result, best, settings
+from trainer.study.sweep import Result, best, settings
 
 MICRO = Path(__file__).resolve().parents[2] / "examples" / "micro" / "trb.yaml"
 EPSILON, STEPS = "rollouts.behaviour.epsilon=[0.001, 0.05]", "rollouts.behaviour.warmup_steps=[15, 25, 50]"

@@ -9,10 +9,10 @@ import math
 import numpy as np
 import pytest
 
-from sglang_trb.teacher_health import CONSTANT, UNIFORM, look_at
+from sglang_trb.pair.teacher_health import CONSTANT, UNIFORM, look_at
 from tests.rollout_answers import make_rollout
-from trainer.rollouts import RolloutKey
-from trainer.teacher_check import BrokenTeacher, check_server, check_teacher, teacher_row
+from trainer.rollouts.rollout import RolloutKey
+from trainer.rollouts.teacher_check import BrokenTeacher, check_server, check_teacher, teacher_row
 
 V = 151_669
 RNG = np.random.default_rng(0)

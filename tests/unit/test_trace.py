@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sglang_trb.packing import unpack
-from sglang_trb.params import BlendParams, Return, Rule
-from sglang_trb.seeds import sample_seed
-from sglang_trb.trace import ROW_FIELDS, SUPPORT_COLUMNS, TOKEN_FIELDS, Trace, columns_for
+from sglang_trb.wire.packing import unpack
+from sglang_trb.wire.params import BlendParams, Return, Rule
+from sglang_trb.wire.seeds import sample_seed
+from sglang_trb.wire.trace import ROW_FIELDS, SUPPORT_COLUMNS, TOKEN_FIELDS, Trace, columns_for
 
 
 def filled(returned: Return, tokens: int = 5) -> tuple[Trace, np.ndarray]:

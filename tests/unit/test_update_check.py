@@ -6,9 +6,9 @@ import math
 
 import pytest
 
-from trainer.config import Optimisation
-from trainer.engine import Update
-from trainer.update_check import EnginesDisagree, NotFinite, Skips, check_update
+from trainer.config.run import Optimisation
+from trainer.learner.engine import Update
+from trainer.learner.update_check import EnginesDisagree, NotFinite, Skips, check_update
 
 SETTINGS = Optimisation(max_skipped_in_a_row=2, max_skipped=4, max_drift_warn=0.02, max_drift_stop=0.2)
 

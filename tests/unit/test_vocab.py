@@ -7,7 +7,7 @@ import time
 import pytest
 
 from sglang_trb.errors import InvalidParameter, PairMismatch
-from sglang_trb.vocab import SharedVocabulary, check_same_vocabulary
+from sglang_trb.pair.vocab import SharedVocabulary, check_same_vocabulary
 from tests.pairs import TOKENIZER_SIZE, build_pair, qwen_tokenizer
 
 SPACE = "Ġ"  # the byte-level stand-in of b" "

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from sglang_trb.checkpoints.weight_files import INDEX, read_layout, require_weights
 from sglang_trb.errors import InvalidParameter
-from sglang_trb.weight_files import INDEX, read_layout, require_weights
 from tests.pairs import shard
 
 WEIGHTS = {"a.weight": torch.zeros(4, 3), "b.bias": torch.zeros(5, dtype=torch.bfloat16)}

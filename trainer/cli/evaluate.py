@@ -7,7 +7,7 @@ import json
 import sys
 
 from trainer.cli import stop_on_sigterm
-from trainer.config_file import WrongConfig, load_config
+from trainer.config.file import WrongConfig, load_config
 
 DESCRIPTION = """Measure pass@1 of a student on the benchmarks of a run's configuration (evaluation.benchmarks), with a
 95% bootstrap interval over the problems. Stopped and started again, it draws only what is missing. For another n,
@@ -35,7 +35,7 @@ def run(argv: list[str]) -> int:
     except WrongConfig as error:
         print(f"trb evaluate: {error}", file=sys.stderr)
         return 2
-    from trainer.evaluation import evaluate_checkpoint
+    from trainer.study.evaluation import evaluate_checkpoint
 
     stop_on_sigterm()
     for measured in evaluate_checkpoint(config, arguments.step, _show):

@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 from trainer.cli import stop_on_sigterm
-from trainer.config_file import WrongConfig
+from trainer.config.file import WrongConfig
 from trainer.records import RecordsBroken
 
 DESCRIPTION = """Train every combination of the values of --vary, one after the other, each as trb train would under a
@@ -31,7 +31,7 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--dry-run", action="store_true", help="print the runs' names and overrides, then stop")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="fields that override the file")
     arguments = parser.parse_intermixed_args(argv)
-    from trainer.sweep import best, settings
+    from trainer.study.sweep import best, settings
 
     try:
         runs = settings(arguments.config, arguments.vary, arguments.overrides)

@@ -7,8 +7,8 @@ import os
 import sys
 
 from trainer.cli import stop_on_sigterm
-from trainer.config_file import WrongConfig, dump_config, load_config
-from trainer.plan import describe
+from trainer.config.file import WrongConfig, dump_config, load_config
+from trainer.run.plan import describe
 
 DESCRIPTION = """Distil the teacher into the student on blended rollouts. Reads a YAML file; fields can be overridden as
 key.sub=value. A run that was stopped, however, goes on when the same command is given again. Several processes: start
@@ -36,7 +36,7 @@ def run(argv: list[str]) -> int:
         print(dump_config(config))
         print("\n".join(f"# {line}" for line in describe(config, int(os.environ.get("WORLD_SIZE", "1")))))
         return 0
-    from trainer.training import train
+    from trainer.run.training import train
 
     stop_on_sigterm()
     train(config, quiet=arguments.quiet)

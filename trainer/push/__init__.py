@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trainer.config import Push
+from trainer.config.run import Push
 from trainer.push.disk import DiskPusher
 from trainer.push.distributed import DistributedPusher
 from trainer.push.pusher import Pusher

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 
 from trainer.atomic import remove_folder
-from trainer.client import TrbClient
+from trainer.learner.student_folder import read_weights, write_student
 from trainer.push.pusher import PUSH_SECONDS, Pusher
-from trainer.student_folder import read_weights, write_student
+from trainer.rollouts.client import TrbClient
 
 
 class DiskPusher(Pusher):

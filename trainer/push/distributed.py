@@ -17,10 +17,10 @@ import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d as c10d
 
-from sglang_trb.local_server import free_port
-from trainer.client import Refused, TrbClient, Unreachable
+from sglang_trb.launch.local_server import free_port
 from trainer.errors import TrainerError
 from trainer.push.pusher import PUSH_SECONDS, SessionPusher, Weights
+from trainer.rollouts.client import Refused, TrbClient, Unreachable
 
 JOIN_SECONDS = 120
 """For trainer and server to find each other."""

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
-from trainer.client import Refused, TrbClient
 from trainer.errors import TrainerError
-from trainer.student_folder import read_weights
+from trainer.learner.student_folder import read_weights
+from trainer.rollouts.client import Refused, TrbClient
 
 PUSH_SECONDS = 1800.0
 """An update waits until the requests in flight are done, then loads the weights."""

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-from trainer.client import TrbClient
 from trainer.push.pusher import PUSH_SECONDS, SessionPusher, Weights
+from trainer.rollouts.client import TrbClient
 
 SHARED_MEMORY = Path("/dev/shm")
 

@@ -11,14 +11,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from sglang_trb.completions import number, visible
-from sglang_trb.html_assets import STYLE as GENERATED_PAGE_STYLE
-from trainer.progress import duration
+from sglang_trb.display.assets import STYLE as GENERATED_PAGE_STYLE
+from sglang_trb.display.completions import number, visible
 from trainer.report.charts import Chart, not_recorded
 from trainer.report.runs import Run, Score, benchmarks
 from trainer.report.style import STYLE
 from trainer.report.times import time_colours
 from trainer.statistics import best_of
+from trainer.text import duration
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'"
 LEAD = """Curves are over optimiser steps. Shaded steps were trained on blended rollouts, inside a trust region of

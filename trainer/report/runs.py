@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from sglang_trb.completions import visible
+from sglang_trb.display.completions import visible
 from trainer.errors import TrainerError
 from trainer.records import METRICS_FILE, Evaluation, Row, read_evaluations, read_rows, read_settings
 

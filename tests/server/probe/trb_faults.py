@@ -74,8 +74,8 @@ def _raise_in_batch(owner: type, name: str, place: str, concerns: Callable) -> N
 
 def _raise_in_trace() -> None:
     """A statistics row that cannot be kept, and statistics that cannot be closed."""
-    import sglang_trb.engine.batch as batch_module
-    import sglang_trb.trace as trace_module
+    import sglang_trb.engine.worker.batch as batch_module
+    import sglang_trb.wire.trace as trace_module
 
     original_trace_of = batch_module.trace_of
 

@@ -1,0 +1,1 @@
+"""A plain CPU as a platform of SGLang."""

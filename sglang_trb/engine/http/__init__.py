@@ -1,0 +1,1 @@
+"""The HTTP side: what becomes of each of SGLang's routes, and our own."""

@@ -1,0 +1,1 @@
+"""The scheduler process: which requests run, and what becomes of their tokens."""

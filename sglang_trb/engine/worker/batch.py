@@ -1,0 +1,191 @@
+"""The batch's blending parameters, kept beside SGLang's own sampling parameters.
+
+The scheduler filters, merges and copies a `SamplingBatchInfo` as requests come and go; this subclass moves our columns
+with it, so that the sampler finds one row of them for each row of logits.
+
+Legend: _B requests of the batch, _V vocabulary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from sglang.srt.runtime_context import get_exec
+from sglang.srt.sampling.sampling_batch_info import SamplingBatchInfo
+
+from sglang_trb.blend import RowControls
+from sglang_trb.blend.solver import SMALL
+from sglang_trb.blend.types import RULE_CODES, TOP_K_OFF
+from sglang_trb.engine.hooks import BACKEND
+from sglang_trb.errors import NotInForce
+from sglang_trb.wire.params import BlendParams, Return, Rule
+from sglang_trb.wire.trace import Trace
+
+if TYPE_CHECKING:
+    from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
+
+
+def trace_of(req: Req) -> Trace:
+    """The trace of a request, opened when its first batch is made.
+
+    Raises:
+        NotInForce: the request did not come through `TrbTokenizerManager`, which checks it and gives it its seed.
+    """
+    trace = getattr(req, "trb_trace", None)
+    if trace is None:
+        if req.sampling_params.sampling_seed is None:
+            raise NotInForce(f"request {req.rid} reached the scheduler unchecked: the request hooks are not in force")
+        wire = {k: v for k, v in (req.sampling_params.custom_params or {}).items() if k != "__req__"}
+        trace = req.trb_trace = Trace(BlendParams.from_wire(wire))
+    return trace
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class HostRow:
+    """What one request asks of a step, known without a look at the device.
+
+    Attributes:
+        params: its blending parameters.
+        filters, tempers, biased: whether it filters its law, divides by a temperature, has a logit bias.
+    """
+
+    params: BlendParams
+    filters: bool
+    tempers: bool
+    biased: bool
+
+    @classmethod
+    def of(cls, req: Req) -> HostRow:
+        asked = req.sampling_params
+        cuts = 1 < asked.top_k < TOP_K_OFF  # 1 is how SGLang writes greedy, which filters nothing
+        return cls(
+            trace_of(req).params,
+            filters=cuts or asked.top_p < 1.0 or asked.min_p > 0.0,
+            tempers=asked.temperature != 1.0,
+            biased=asked.logit_bias is not None,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class BlendColumns:
+    """One row per request: what it asks for on the host, and the parameters' device copies."""
+
+    rows: tuple[HostRow, ...]
+    rule_B: torch.Tensor  # int8, index into Rule
+    epsilon_B: torch.Tensor  # float64 nats
+    skd_top_k_B: torch.Tensor  # int32
+    skd_temperature_B: torch.Tensor  # float64
+    seed_B: torch.Tensor  # int64
+
+    @classmethod
+    def from_requests(cls, reqs: list[Req], device: str) -> BlendColumns:
+        rows = tuple(HostRow.of(req) for req in reqs)
+        params = [row.params for row in rows]
+        seeds = [req.sampling_params.sampling_seed for req in reqs]
+
+        def column(values: list, dtype: torch.dtype) -> torch.Tensor:
+            host = torch.tensor(values, dtype=dtype, pin_memory=torch.device(device).type == "cuda")
+            return host.to(device, non_blocking=True)
+
+        return cls(
+            rows,
+            column([RULE_CODES[p.rule] for p in params], torch.int8),
+            column([p.epsilon for p in params], torch.float64),
+            column([p.skd_top_k or 1 for p in params], torch.int32),
+            column([p.skd_temperature or 1.0 for p in params], torch.float64),
+            column(seeds, torch.int64),
+        )
+
+    def filtered(self, keep: list[int], keep_device: torch.Tensor) -> BlendColumns:
+        return BlendColumns(tuple(self.rows[i] for i in keep), *(c[keep_device] for c in self._columns()))
+
+    def merged(self, other: BlendColumns) -> BlendColumns:
+        pairs = zip(self._columns(), other._columns(), strict=True)
+        return BlendColumns(self.rows + other.rows, *(torch.cat(pair) for pair in pairs))
+
+    def _columns(self) -> tuple[torch.Tensor, ...]:
+        return self.rule_B, self.epsilon_B, self.skd_top_k_B, self.skd_temperature_B, self.seed_B
+
+    def any(self, asks: Callable[[HostRow], bool]) -> bool:
+        return any(map(asks, self.rows))
+
+    def any_rule(self, rule: Rule) -> bool:
+        return self.any(lambda row: row.params.rule is rule)
+
+    def any_returns(self, level: Return) -> bool:
+        return self.any(lambda row: row.params.returned.includes(level))
+
+
+@dataclasses.dataclass
+class TrbSamplingBatchInfo(SamplingBatchInfo):
+    """SGLang's sampling parameters plus ours; ``blend`` is None on a server that does not blend.
+
+    ``teacher_logits_BV`` is filled by `PairedWorker` before each forward of the student and taken by `TrbSampler`.
+    SGLang's own flags (``need_top_p_sampling`` and the like) are not read: once raised they stay, whoever leaves.
+    """
+
+    blend: BlendColumns | None = None
+    teacher_logits_BV: torch.Tensor | None = None
+
+    def adjusted_from_schedule_batch(self, batch: ScheduleBatch, vocab_size: int) -> None:
+        if get_exec().kernel.sampling_backend == BACKEND:
+            self.blend = BlendColumns.from_requests(batch.reqs, batch.device)
+
+    def adjusted_filter_batch(self, keep_indices: list[int], keep_indices_device: torch.Tensor) -> None:
+        if self.blend is not None:
+            self.blend = self.blend.filtered(keep_indices, keep_indices_device)
+            if not self.blend.any(lambda row: row.biased):
+                self.logit_bias: torch.Tensor | None = None
+
+    def adjusted_merge_batch(self, other: TrbSamplingBatchInfo) -> None:
+        if self.blend is not None:
+            assert other.blend is not None
+            self.blend = self.blend.merged(other.blend)
+
+    def take_teacher_logits(self) -> torch.Tensor:
+        """Hand over the teacher's logits of this step, once: a second step must bring its own."""
+        logits, self.teacher_logits_BV = self.teacher_logits_BV, None
+        if logits is None:
+            raise NotInForce("the sampler was called without the teacher's logits: the paired worker is not in force")
+        return logits
+
+    def changes_logits(self) -> bool:
+        """Whether penalties, biases or a grammar touch any row of this batch."""
+        penalizer = self.penalizer_orchestrator
+        return (
+            self.acc_additive_penalties is not None
+            or self.acc_scaling_penalties is not None
+            or (penalizer is not None and penalizer.is_required)
+            or self.logit_bias is not None
+            or self.grammar_mask is not None
+        )
+
+    def controls(self, positions_B: torch.Tensor) -> RowControls:
+        """What `blend_step` needs to know of each row; the host flags spare it work that no row asks for."""
+        blend = self.blend
+        assert blend is not None
+        greedy_B = self.top_ks <= 1
+        return RowControls(
+            rule_B=blend.rule_B,
+            epsilon_B=blend.epsilon_B,
+            skd_top_k_B=blend.skd_top_k_B,
+            skd_temperature_B=blend.skd_temperature_B,
+            temperature_B=self.temperatures.view(-1),
+            top_p_B=self.top_ps,
+            top_k_B=self.top_ks,
+            min_p_B=self.min_ps,
+            greedy_B=greedy_B,
+            seed_B=blend.seed_B,
+            position_B=positions_B,
+            any_trust_region=blend.any(lambda row: row.params.epsilon > 0),  # 0 for the other rules
+            any_small_budget=blend.any(lambda row: 0 < row.params.epsilon < SMALL),
+            any_skd=blend.any_rule(Rule.SKD),
+            any_teacher=blend.any_rule(Rule.TEACHER),
+            any_filter=blend.any(lambda row: row.filters),
+            any_temperature=blend.any(lambda row: row.tempers),
+            need_support=blend.any_returns(Return.SUPPORT),
+            need_teacher_support=blend.any_returns(Return.SUPPORT_BOTH),
+        )

@@ -1,0 +1,1 @@
+"""Starting a server: its configuration file, and a server of one's own for the length of a `with` block."""

@@ -1,0 +1,1 @@
+"""The configuration of a run: one YAML file, every field documented."""

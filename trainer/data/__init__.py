@@ -1,0 +1,1 @@
+"""Problems, read from what people have, and the prompts made of them."""

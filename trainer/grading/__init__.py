@@ -1,0 +1,1 @@
+"""Is a response right? Boxed answers, math-verify in processes of its own."""

@@ -1,0 +1,1 @@
+"""The update: batches, the student, DeepSpeed, checkpoints."""

@@ -1,0 +1,159 @@
+"""From a step's rollouts to each process's micro-batches.
+
+Every process gets the same number of micro-batches of the same number of sequences, as ZeRO's collectives need; what is
+missing is filled with sequences without a response. Sequences of like length come together, so little is padding.
+
+Legend: _B sequences of a micro-batch, _T padded length, _N response tokens of its sequences one after the other,
+_K the 16 ids of a support.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from trainer.losses.settings import Aggregation
+from trainer.rollouts.rollout import Rollout
+
+
+@dataclasses.dataclass(frozen=True)
+class MicroBatch:
+    """Sequences of one forward, and the statistics that came with them.
+
+    Attributes:
+        input_ids_BT: int64, prompt and response, padded on the right with 0.
+        prompt_lengths_B, response_lengths_B: int64; N is the sum of the latter.
+        token_ids_N: int64, the response.
+        support_ids_NK: int64, the student's top-16 at rollout time.
+        teacher_logprob_NK, rollout_logprob_NK: float32 nats, both models' there.
+        teacher_ids_NK, teacher_own_logprob_NK: the same for the teacher's top-16 (its own log-probabilities); None
+            where the rollouts came without.
+        rollout_logprob_N: float32, the server's student log-probability of each token.
+        student_entropy_N, teacher_entropy_N: float32 nats, at rollout time.
+        position_weight_N: float32 >= 0, what each position counts in the loss.
+    """
+
+    input_ids_BT: torch.Tensor
+    prompt_lengths_B: torch.Tensor
+    response_lengths_B: torch.Tensor
+    token_ids_N: torch.Tensor
+    support_ids_NK: torch.Tensor
+    teacher_logprob_NK: torch.Tensor
+    rollout_logprob_NK: torch.Tensor
+    teacher_ids_NK: torch.Tensor | None
+    teacher_own_logprob_NK: torch.Tensor | None
+    rollout_logprob_N: torch.Tensor
+    student_entropy_N: torch.Tensor
+    teacher_entropy_N: torch.Tensor
+    position_weight_N: torch.Tensor
+
+    def to(self, device: torch.device) -> MicroBatch:
+        moved: dict[str, Any] = {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            moved[field.name] = None if value is None else value.to(device, non_blocking=True)
+        return MicroBatch(**moved)
+
+
+@dataclasses.dataclass(frozen=True)
+class Weighted:
+    """A rollout and what each of its positions counts; float32 [T]."""
+
+    rollout: Rollout
+    position_weight_T: np.ndarray
+
+
+def micro_batches_per_process(sequences: int, processes: int, micro_batch_size: int) -> int:
+    """How many micro-batches every process makes of a full step."""
+    return math.ceil(math.ceil(sequences / processes) / micro_batch_size)
+
+
+def deal(
+    rollouts: Sequence[Weighted],
+    processes: int,
+    micro_batch_size: int,
+    micro_batches: int,
+    aggregation: Aggregation = "token_mean",
+) -> list[list[list[Weighted]]]:
+    """Each process's micro-batches, as lists; a function of the rollouts alone.
+
+    Args:
+        rollouts: of the whole step, at most processes * micro_batches * micro_batch_size.
+        aggregation: of the loss; what `micro_batch_mean` does to it is in the weights.
+
+    Returns:
+        [processes][micro_batches][<= micro_batch_size]. Dealt out in turn: the longest sequences first or, for
+        ``micro_batch_mean``, in the order of their keys, so that lengths are mixed in every micro-batch.
+    """
+    assert len(rollouts) <= processes * micro_batches * micro_batch_size
+    if aggregation == "micro_batch_mean":
+        order = sorted(rollouts, key=lambda w: w.rollout.key)
+    else:
+        order = sorted(rollouts, key=lambda w: (-len(w.rollout.prompt_ids) - len(w.rollout.token_ids_T), w.rollout.key))
+    hands: list[list[list[Weighted]]] = [[[] for _ in range(micro_batches)] for _ in range(processes)]
+    for i, weighted in enumerate(order):
+        turn, process = divmod(i, processes)
+        hands[process][turn // micro_batch_size].append(weighted)
+    return micro_batch_mean(hands) if aggregation == "micro_batch_mean" else hands
+
+
+def micro_batch_mean(hands: Sequence[Sequence[Sequence[Weighted]]]) -> list[list[list[Weighted]]]:
+    """Weights that make the mean over all tokens the mean over micro-batches of the mean over their tokens.
+
+    A micro-batch counts by its sequences, over all processes: each of its t tokens counts T s / (S t), with s its
+    sequences, S and T the sequences and tokens of all.
+    """
+    dealt = [weighted for hand in hands for part in hand for weighted in part]
+    tokens_a_sequence = sum(len(weighted.rollout) for weighted in dealt) / max(len(dealt), 1)
+
+    def weigh(part: Sequence[Weighted]) -> list[Weighted]:
+        scale = np.float32(tokens_a_sequence * len(part) / max(sum(len(weighted.rollout) for weighted in part), 1))
+        return [Weighted(weighted.rollout, weighted.position_weight_T * scale) for weighted in part]
+
+    return [[weigh(part) for part in hand] for hand in hands]
+
+
+def collate(hand: Sequence[Weighted], micro_batch_size: int, *, teacher_support: bool = False) -> MicroBatch:
+    """One micro-batch as tensors; sequences that are missing become a single token without a response.
+
+    Args:
+        hand: at most ``micro_batch_size``; none is allowed.
+        teacher_support: whether the loss needs the teacher's top-16; the rollouts must have it then.
+    """
+    rollouts = [weighted.rollout for weighted in hand]
+    sequences = [np.concatenate([r.prompt_ids, r.token_ids_T]) for r in rollouts]
+    sequences += [np.zeros(1, np.int32)] * (micro_batch_size - len(sequences))
+    longest = max(len(sequence) for sequence in sequences)
+    input_ids_BT = np.zeros((len(sequences), longest), np.int64)
+    for row, sequence in enumerate(sequences):
+        input_ids_BT[row, : len(sequence)] = sequence
+    missing = micro_batch_size - len(rollouts)
+    return MicroBatch(
+        input_ids_BT=torch.from_numpy(input_ids_BT),
+        prompt_lengths_B=torch.tensor([len(r.prompt_ids) for r in rollouts] + [1] * missing),
+        response_lengths_B=torch.tensor([len(r) for r in rollouts] + [0] * missing),
+        token_ids_N=_joined([r.token_ids_T for r in rollouts], np.int64, ()),
+        support_ids_NK=_joined([r.support["ids"] for r in rollouts], np.int64, (16,)),
+        teacher_logprob_NK=_joined([r.support["teacher_logprob"] for r in rollouts], np.float32, (16,)),
+        rollout_logprob_NK=_joined([r.support["student_logprob"] for r in rollouts], np.float32, (16,)),
+        teacher_ids_NK=_teacher(rollouts, "ids", np.int64) if teacher_support else None,
+        teacher_own_logprob_NK=_teacher(rollouts, "teacher_logprob", np.float32) if teacher_support else None,
+        rollout_logprob_N=_joined([r.tokens["student_logprob"] for r in rollouts], np.float32, ()),
+        student_entropy_N=_joined([r.tokens["student_entropy"] for r in rollouts], np.float32, ()),
+        teacher_entropy_N=_joined([r.tokens["teacher_entropy"] for r in rollouts], np.float32, ()),
+        position_weight_N=_joined([weighted.position_weight_T for weighted in hand], np.float32, ()),
+    )
+
+
+def _teacher(rollouts: Sequence[Rollout], name: str, dtype: type) -> torch.Tensor:
+    return _joined([r.teacher_support[name] for r in rollouts if r.teacher_support is not None], dtype, (16,))
+
+
+def _joined(arrays: Sequence[np.ndarray], dtype: type, trailing: tuple[int, ...]) -> torch.Tensor:
+    joined = np.concatenate(arrays) if arrays else np.zeros((0, *trailing))
+    return torch.from_numpy(joined.astype(dtype))

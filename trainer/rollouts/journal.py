@@ -1,0 +1,166 @@
+"""The journal: every rollout on disk, synced, before it is used, so that a killed run loses none that was finished.
+
+One file a step, ``step-000012.rollouts``: records one after the other, each a header (magic, length, CRC-32) and a
+safetensors blob. A record that a kill or a full disk cut short is dropped when the file is opened again.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load, save
+
+from trainer.atomic import sync, write_file
+from trainer.errors import TrainerError
+from trainer.rollouts.rollout import Refusal, Rollout, RolloutKey
+
+_HEADER = struct.Struct("<4sQI")
+_MAGIC = b"TRBJ"
+
+
+class JournalBroken(TrainerError, RuntimeError):
+    """A journal on disk says something else than this run can have written."""
+
+
+class StepJournal:
+    """The rollouts and refusals of one step, appended as they come.
+
+    Use as a context manager. Opening repairs a torn end and reads what is there.
+
+    Attributes:
+        entries: what is safely on disk.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.entries: dict[RolloutKey, Rollout | Refusal] = {}
+
+    def __enter__(self) -> StepJournal:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._stream = self.path.open("a+b")
+        whole = 0
+        for entry, whole in _records(self.path):  # noqa: B007  # the last one is what is needed
+            self._keep(entry)
+        self._stream.truncate(whole)
+        sync(self.path.parent)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stream.close()
+
+    def append(self, entry: Rollout | Refusal) -> None:
+        """Write one and wait until it is on disk.
+
+        Raises:
+            OSError: the disk is full or gone; what was there before is whole.
+        """
+        start = self._stream.seek(0, os.SEEK_END)
+        try:
+            self._stream.write(_record(entry))
+            self._stream.flush()
+            os.fsync(self._stream.fileno())
+        except OSError:
+            os.ftruncate(self._stream.fileno(), start)
+            raise
+        self._keep(entry)
+
+    def rollouts(self) -> list[Rollout]:
+        """All rollouts in the order of their keys, whatever order they finished in."""
+        return sorted((e for e in self.entries.values() if isinstance(e, Rollout)), key=lambda rollout: rollout.key)
+
+    def refusals(self) -> list[Refusal]:
+        return sorted((e for e in self.entries.values() if isinstance(e, Refusal)), key=lambda refusal: refusal.key)
+
+    def forget_refusals(self) -> None:
+        """Leave the refusals out, so that those rollouts can be asked for again."""
+        if not self.refusals():
+            return
+        self._stream.close()
+        write_file(self.path, b"".join(_record(rollout) for rollout in self.rollouts()))
+        self._stream = self.path.open("a+b")
+        self.entries = {key: entry for key, entry in self.entries.items() if isinstance(entry, Rollout)}
+
+    def _keep(self, entry: Rollout | Refusal) -> None:
+        if entry.key in self.entries:
+            raise JournalBroken(f"{self.path} holds {entry.key} twice")
+        self.entries[entry.key] = entry
+
+
+def step_path(folder: Path, step: int) -> Path:
+    """The journal of step k in a run's journal folder."""
+    return folder / f"step-{step:06d}.rollouts"
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a step's journal, so that the step is drawn anew; returns where it is kept."""
+    taken = (path.with_suffix(f".set-aside-{number:03d}") for number in itertools.count(1))
+    kept = next(name for name in taken if not name.exists())
+    path.rename(kept)
+    sync(path.parent)
+    return kept
+
+
+def _records(path: Path) -> Iterator[tuple[Rollout | Refusal, int]]:
+    """Each whole record and the offset behind it; stops at the first that is not whole."""
+    end = 0
+    with path.open("rb") as stream:
+        while len(header := stream.read(_HEADER.size)) == _HEADER.size:
+            magic, length, checksum = _HEADER.unpack(header)
+            payload = stream.read(length) if magic == _MAGIC else b""
+            if magic != _MAGIC or len(payload) != length or zlib.crc32(payload) != checksum:
+                return
+            end += _HEADER.size + length
+            yield _from_bytes(payload), end
+
+
+def _record(entry: Rollout | Refusal) -> bytes:
+    payload = _to_bytes(entry)
+    return _HEADER.pack(_MAGIC, len(payload), zlib.crc32(payload)) + payload
+
+
+def _to_bytes(entry: Rollout | Refusal) -> bytes:
+    key = [entry.key.step, entry.key.prompt, entry.key.sample]
+    if isinstance(entry, Refusal):
+        return save({}, metadata={"entry": json.dumps({"key": key, "refused": entry.reason})})
+    arrays = {"prompt_ids": entry.prompt_ids, "token_ids": entry.token_ids_T}
+    groups = {"tokens": entry.tokens, "support": entry.support, "teacher_support": entry.teacher_support or {}}
+    arrays |= {f"{group}.{name}": array for group, named in groups.items() for name, array in named.items()}
+    meta = {"key": key, "weight_version": entry.weight_version, "finish": entry.finish}
+    return save({name: np.ascontiguousarray(a) for name, a in arrays.items()}, metadata={"entry": json.dumps(meta)})
+
+
+def _from_bytes(payload: bytes) -> Rollout | Refusal:
+    meta = _metadata(payload)
+    key = RolloutKey(*meta["key"])
+    if "refused" in meta:
+        return Refusal(key, meta["refused"])
+    arrays = load(payload)
+
+    def group(name: str) -> dict[str, np.ndarray]:
+        return {n.removeprefix(f"{name}."): array for n, array in arrays.items() if n.startswith(f"{name}.")}
+
+    return Rollout(
+        key=key,
+        weight_version=meta["weight_version"],
+        finish=meta["finish"],
+        prompt_ids=arrays["prompt_ids"],
+        token_ids_T=arrays["token_ids"],
+        tokens=group("tokens"),
+        support=group("support"),
+        teacher_support=group("teacher_support") or None,
+    )
+
+
+def _metadata(payload: bytes) -> dict[str, Any]:
+    """The JSON of ours in a safetensors header, which safetensors' own loader does not hand out."""
+    (length,) = struct.unpack_from("<Q", payload)
+    header = json.loads(payload[8 : 8 + length])
+    return json.loads(header["__metadata__"]["entry"])

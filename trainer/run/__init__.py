@@ -1,0 +1,1 @@
+"""One run, from the first push to the last evaluation."""

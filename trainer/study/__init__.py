@@ -1,0 +1,1 @@
+"""What is measured besides a run, and over several."""
