@@ -82,9 +82,12 @@ class Sources:
 
         Args:
             name: with dots, ``sglang.srt.managers.scheduler.Scheduler.abort_request``. Re-exports and base classes are
-                followed; an attribute that is set on ``self`` counts as defined there.
+                followed; an attribute that is set on ``self`` counts as defined there. A module has no digest.
         """
         parts = name.split(".")
+        whole = self.module(name)
+        if whole is not None:
+            return Definition(whole.path, 1, "")
         for count in range(len(parts) - 1, 0, -1):
             module = self.module(".".join(parts[:count]))
             if module is not None:
@@ -233,12 +236,19 @@ def _set_on_self(node: ast.ClassDef, name: str) -> ast.Assign | ast.AnnAssign | 
     for statement in ast.walk(node):
         if isinstance(statement, ast.Assign | ast.AnnAssign):
             targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
-            flat = [t for target in targets for t in (target.elts if isinstance(target, ast.Tuple) else [target])]
-            for target in flat:
-                if isinstance(target, ast.Attribute) and isinstance(target.value, ast.Name):
-                    if target.value.id == "self" and target.attr == name:
-                        return statement
+            if any(_is_own(part, name) for target in targets for part in ast.walk(target)):
+                return statement
     return None
+
+
+def _is_own(target: ast.AST, name: str) -> bool:
+    """Whether it is ``self.NAME``, set and not read."""
+    return (
+        isinstance(target, ast.Attribute)
+        and isinstance(target.ctx, ast.Store)
+        and isinstance(target.value, ast.Name)
+        and (target.value.id, target.attr) == ("self", name)
+    )
 
 
 def _reader(folder: Path) -> Callable[[str], str | None]:
