@@ -12,7 +12,7 @@ from typing import Any
 
 from sglang.srt.managers.io_struct import ProfileReq, ProfileReqOutput
 
-from sglang_trb.engine.containment import on_blending_servers
+from sglang_trb.engine.backend import on_blending_servers
 
 logger = logging.getLogger(__name__)
 

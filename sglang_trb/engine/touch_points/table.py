@@ -94,7 +94,8 @@ _SCHEDULER = (
     ),
     _wrapped(
         "managers.scheduler_components.output_streamer._GenerationStreamAccumulator.accept",
-        "scheduling.results.accept", "closes a finished request's trace; a request on which it fails ends alone", FAULTS,
+        "scheduling.results.accept",
+        "closes a finished request's trace; a request on which it fails ends alone", FAULTS,
     ),
     _wrapped(
         "managers.scheduler_components.profiler_manager.SchedulerProfilerManager._profile",
