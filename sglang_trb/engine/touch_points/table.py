@@ -165,7 +165,7 @@ _WORKER = (
         "MemoryPoolConfig DefaultPoolConfigurator DefaultPoolConfigurator._cell_size",
     ),
     _used("configs.hybrid_arch.mambaish_config", "worker.paired_worker", "tells recurrent layers, which are not paired",
-          "`tests/unit/test_pairs.py`"),
+          "`tests/unit/test_paired_worker.py`"),
     _used(
         "model_executor.forward_batch_info.ForwardBatch", "worker.paired_worker", "the teacher's view of a batch",
         _IDENTITY, "init_new return_logprob",
