@@ -3,7 +3,7 @@
 SGLang's own means poll once a second, then wait a minute for crash dumps while clients hang; on SIGTERM they wait for
 every request, also for one that is held back for good.
 
-Checked with sglang 0.5.21 on Linux.
+Needs Linux.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""A profile that cannot be taken or written ends no server: SGLang's profiler runs inside the scheduler's loop.
-
-Checked with sglang 0.5.21: managers/scheduler_components/profiler_manager.py.
-"""
+"""A profile that cannot be taken or written ends no server: SGLang's profiler runs inside the scheduler's loop."""
 
 from __future__ import annotations
 

@@ -265,6 +265,6 @@ def _wheel_reader(wheel: zipfile.ZipFile) -> Callable[[str], str | None]:
 
 
 def _version_in(name: str) -> str:
-    """Of a wheel's or a distribution's name, ``sglang-0.5.21-…``; the name itself where it holds none."""
+    """Of a wheel's or a distribution's name, ``sglang-VERSION-…``; the name itself where it holds none."""
     parts = name.removesuffix(".dist-info").split("-")
     return parts[1] if len(parts) > 1 and parts[0] == PACKAGE else name
