@@ -225,9 +225,9 @@ _LEVELS = {ANY: "API key", ADMIN: "admin key", FORCED: "admin key, needed"}
 
 _PAGE = f"""# HTTP routes
 
-Every route of SGLang {CHECKED_SGLANG}, and sglang-trb's two. This page is written from `sglang_trb/engine/http/routes.py`,
-which a blending server enforces: `python -m sglang_trb.engine.http.routes > docs/routes.md`. A test fails when SGLang
-has a route that is not in the table; a server refuses such a route.
+Every route of SGLang {CHECKED_SGLANG}, and sglang-trb's two. A blending server enforces this table, which is written from
+`sglang_trb/engine/http/routes.py`: `python -m sglang_trb.engine.http.routes > docs/routes.md`. A test fails when SGLang
+has a route that is not in it; a server refuses such a route.
 
 | who may call | without an API key | without an admin key |
 |---|---|---|
