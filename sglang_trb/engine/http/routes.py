@@ -225,7 +225,7 @@ _LEVELS = {ANY: "API key", ADMIN: "admin key", FORCED: "admin key, needed"}
 
 _PAGE = f"""# HTTP routes
 
-Every route of SGLang {CHECKED_SGLANG}, and sglang-trb's two. A blending server enforces this table, which is written from
+Every route of SGLang {CHECKED_SGLANG}, and sglang-trb's two. A blending server enforces this table, written from
 `sglang_trb/engine/http/routes.py`: `python -m sglang_trb.engine.http.routes > docs/routes.md`. A test fails when SGLang
 has a route that is not in it; a server refuses such a route.
 
