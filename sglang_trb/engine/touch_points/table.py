@@ -113,7 +113,7 @@ _SCHEDULER = (
     _subclassed(
         "managers.scheduler_components.output_streamer.SchedulerOutputStreamer", "scheduling.results.TrbOutputStreamer",
         "sends a finished request's trace with its last output", "answers carry `trb`: `tests/server/test_answers.py`",
-        "build_additional_customized_info has_additional_customized_info",
+        "build_additional_customized_info has_additional_customized_info stream_output",
     ),
     _used(
         "managers.schedule_batch.Req", "containment", "a request's state, marked and given back by us",
@@ -125,14 +125,28 @@ _SCHEDULER = (
     ),
     _used(
         "managers.schedule_batch", "scheduling.scheduler", "batches and the ends of requests",
-        "`tests/server/test_containment.py`", "FINISH_ABORT NextBatchPlan ScheduleBatch",
+        "`tests/server/test_containment.py`",
+        "FINISH_ABORT NextBatchPlan ScheduleBatch ScheduleBatch.batch_is_full ScheduleBatch.sampling_info",
     ),
     _used("managers.utils.GenerationBatchResult", "scheduling.results", "carries a step's statistics",
           "`Trace.finish` raises when tokens outnumber rows", "auxiliary_host_output copy_done"),
-    _used("managers.schedule_policy.AddReqResult", "containment", "says that a request was passed over", FAULTS),
+    _used("managers.schedule_policy.AddReqResult", "containment", "says that a request was passed over", FAULTS,
+          "CONTINUE"),
     _used("managers.schedule_policy.PrefillAdder", "containment", "admits requests to a prefill batch", FAULTS,
           "can_run_list new_chunked_req tree_cache"),
-    _used("mem_cache.base_prefix_cache.DecLockRefParams", "containment", "a request that holds no prefix", FAULTS),
+    _used("mem_cache.base_prefix_cache", "containment", "a request's lock on its prefix", FAULTS,
+          """DecLockRefParams BasePrefixCache.unpin BasePrefixCache.free_kv_row BasePrefixCache.is_chunk_cache"""),
+    _used("managers.schedule_batch.ReqKvInfo", "containment", "the KV slots that a request holds", FAULTS,
+          "holds_kv kv_allocated_len kv_committed_len cache_protected_len req_pool_idx"),
+    _used("mem_cache.memory_pool.ReqToTokenPool", "scheduling.scheduler", "the KV slots of a request", FAULTS,
+          "req_to_token"),
+    _used("managers.scheduler_components.output_sender.SenderWrapper", "scheduling.scheduler",
+          "answers a request that failed", FAULTS, "send_output"),
+    _used("managers.scheduler_components.output_streamer._GenerationStreamAccumulator", "scheduling.results",
+          "a message to the detokenizer, from which a failed request is taken out", FAULTS,
+          "output_reqs customized_info"),
+    _used("configs.model_config.ModelConfig", "scheduling.scheduler", "the ids that end an answer",
+          "`tests/server/test_stop_ids.py`", "hf_eos_token_id hf_config model_path vocab_size context_len"),
     _used("mem_cache.common.release_kv_cache", "containment", "frees what a request holds", FAULTS),
 )  # fmt: skip
 
@@ -187,6 +201,10 @@ _WORKER = (
         f"SGLang's parser refuses the backend `trb` unless it is registered; {_IDENTITY}",
         "__init__ forward output_logprob_processor _sync_token_ids_across_tp",
     ),
+    _used("layers.logprob_processor.OutputLogprobProcessor", "worker.sampler", "returned log-probabilities are log μ",
+          _IDENTITY, "compute_logprobs"),
+    _used("sampling.penaltylib.orchestrator.BatchedPenalizerOrchestrator", "worker.batch",
+          "penalties are taken into the blend", _IDENTITY, "is_required"),
     _used("layers.sampler.register_sampler_backend", "plugin", "the place where tokens are drawn",
           "SGLang's parser refuses the backend `trb` unless it is registered"),
     _used(
@@ -254,7 +272,7 @@ _HTTP = (
         f"{STARTUP}; `tests/unit/test_routes.py` names each route",
     ),
     _used("entrypoints.http_server", "http.app", "the application and what it serves",
-          "`tests/unit/test_routes.py`", "app get_global_state"),
+          "`tests/unit/test_routes.py`", "app get_global_state _GlobalState"),
     _replaced(
         "entrypoints.openai.serving_completions.OpenAIServingCompletion", "http.openai.TrbServingCompletion",
         "`choices[i].trb`", "_build_completion_response _generate_completion_stream",
@@ -312,12 +330,14 @@ _CONFIGURATION = (
           "declare_resolution resolving_view"),
     _used("environ", "options", "post-capture KV sizing would grow the student's pool alone", _OPTIONS,
           "envs Envs.SGLANG_ENABLE_POST_CAPTURE_KV_SIZING"),
-    _used("arg_groups.fields.device.Device", "options", "options that a pair needs", _OPTIONS, "use_ray"),
+    _used("arg_groups.fields.device.Device", "options", "options that a pair needs", _OPTIONS,
+          "use_ray custom_sigquit_handler"),
     _used("arg_groups.fields.disagg.Disagg", "options", "options that a pair needs", _OPTIONS,
           "disaggregation_mode enable_pdmux encoder_only"),
     _used(
         "arg_groups.fields.exec_", "options", "options that a pair needs", _OPTIONS,
-        """ExecFeatures ExecKernel ExecGraph ExecComm ExecMoe ExecOverlap ExecOffload ExecDllm ExecDeterministic""",
+        """ExecFeatures ExecKernel ExecKernel.sampling_backend ExecKernel.grammar_backend ExecGraph ExecComm ExecMoe
+        ExecOverlap ExecOffload ExecDllm ExecDeterministic""",
     ),
     _used("arg_groups.fields.lora.Lora", "options", "options that a pair needs", _OPTIONS, "enable_lora"),
     _used(
@@ -332,15 +352,15 @@ _CONFIGURATION = (
         load_format dtype""",
     ),
     _used("arg_groups.fields.observability.Observability", "options", "options that a pair needs", _OPTIONS,
-          "crash_dump_folder"),
+          "crash_dump_folder enable_metrics tokenizer_metrics_allowed_custom_labels"),
     _used("arg_groups.fields.parallel.Parallel", "options", "options that a pair needs", _OPTIONS,
           "tp_size pp_size dcp_size enable_dp_attention"),
     _used("arg_groups.fields.schedule.Schedule", "options", "options that a pair needs", _OPTIONS,
-          "max_total_tokens max_running_requests"),
+          "max_total_tokens max_running_requests mem_fraction_static"),
     _used(
         "arg_groups.fields.serving.Serving", "options", "options that a pair needs", _OPTIONS,
         """sampling_defaults tokenizer_worker_num smg_grpc_mode grpc_port tokenizer_path warmups api_key admin_api_key
-        ssl_keyfile_password""",
+        ssl_keyfile_password weight_version""",
     ),
     _used(
         "arg_groups.fields.spec.Spec", "options", "the teacher is the draft model without an algorithm", _OPTIONS,
