@@ -36,14 +36,13 @@ def run(wanted: Sequence[str], *, download: bool, as_json: bool) -> int:
         InvalidParameter: a version or path that cannot be read.
     """
     installed = Sources.installed()
-    others = [_sources(text, download) for text in wanted]
-    comparison = {sources.version: compare(sources) for sources in others}
-    if installed is not None:
-        comparison = {installed.version: compare(installed)} | comparison
+    comparison = {} if installed is None else {f"{installed.version} (installed)": compare(installed)}
+    unchanged = all(finding.state is State.SAME for found in comparison.values() for finding in found.values())
+    for text in wanted:
+        sources = _sources(text, download)
+        comparison[sources.version if sources.version not in comparison else text] = compare(sources)
     print(_as_json(comparison) if as_json else _as_text(comparison))
-    if installed is None:
-        return 0 if others else 1
-    return 0 if _unchanged(comparison[installed.version]) else 1
+    return 0 if comparison and unchanged else 1
 
 
 def cache_folder() -> Path:
@@ -76,10 +75,6 @@ def _wheel(version: str, download: bool) -> Path:
     if found is None:
         raise InvalidParameter("--sglang", version, f"a version in {folder}; add --download, or: {' '.join(command)}")
     return found
-
-
-def _unchanged(findings: dict[str, Finding]) -> bool:
-    return all(finding.state is State.SAME for finding in findings.values())
 
 
 def _as_text(comparison: _Comparison) -> str:

@@ -1,5 +1,6 @@
 """The doctor's report on healthy and broken installations and configurations."""
 
+import importlib.util
 import json
 import re
 import zipfile
@@ -381,8 +382,18 @@ def test_another_sglang_stands_beside_the_installed_one(compared, tmp_path):
     entry = found["sglang.srt.layers.sampler.Sampler.forward"]
     assert [version["state"] for version in entry["versions"].values()] == ["same", "gone"]
     assert entry["versions"]["9.9.9"] == {"state": "gone", "path": "", "line": 0}
-    assert entry["versions"][CHECKED_SGLANG]["path"] == "sglang/srt/layers/sampler.py"
+    assert entry["versions"][f"{CHECKED_SGLANG} (installed)"]["path"] == "sglang/srt/layers/sampler.py"
     assert entry["reason"] and entry["proof"] and entry["ours"] == "worker.sampler.TrbSampler"
+
+
+def test_the_same_version_from_elsewhere_does_not_hide_the_installed_one(compared, tmp_path):
+    """Somebody may have changed the one, but not the other."""
+    (package,) = importlib.util.find_spec("sglang").submodule_search_locations
+    (tmp_path / "sglang").symlink_to(package)
+    (tmp_path / f"sglang-{CHECKED_SGLANG}.dist-info").mkdir()
+    status, printed = compared(RENAMED, str(tmp_path))
+    assert status == 1
+    assert re.search(r"^  abort_request +gone +same scheduler.py:\d+$", printed.out, re.MULTILINE)
 
 
 def test_without_sglang_there_is_nothing_to_compare(compared):

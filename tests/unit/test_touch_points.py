@@ -17,6 +17,7 @@ import pytest
 
 import sglang_trb.engine
 from sglang_trb.engine.touch_points.checked import CHECKED_SGLANG, DIGESTS, FILE, described
+from sglang_trb.engine.touch_points.page import page
 from sglang_trb.engine.touch_points.points import How, TouchPoint
 from sglang_trb.engine.touch_points.source import Sources
 from sglang_trb.engine.touch_points.table import TOUCH_POINTS
@@ -144,3 +145,7 @@ def test_the_version_is_the_same_wherever_it_stands() -> None:
     mentions = {(file.name, version) for file in files for version in VERSION.findall(file.read_text(encoding="utf-8"))}
     assert {"pyproject.toml", "cpu.lock", "cpu-no-deps.in", "README.md"} <= {name for name, _ in mentions}
     assert {version for _, version in mentions} == {CHECKED_SGLANG}, mentions
+
+
+def test_the_page_is_written_from_the_table() -> None:
+    assert (ROOT / "docs" / "touch_points.md").read_text(encoding="utf-8") == page()
