@@ -374,7 +374,9 @@ def test_every_position_has_a_weight(settings, lengths):
 def test_tip_weighs_the_whole_batch_at_once():
     weights = PARSE({"name": "tip", "share": 0.25}).position_weights(statistics([3, 5, 4]))
     assert sum(weight_T.sum() for weight_T in weights) == 3
-    forbidden = RolloutStatistics(np.ones(2, np.float32), np.log([[1.0, 0.0]] * 2), np.log([[0.0, 1.0]] * 2))
+    forbidden = RolloutStatistics(
+        np.ones(2, np.float32), np.array([[0.0, -np.inf]] * 2), np.array([[-np.inf, 0.0]] * 2)
+    )
     (weight_T,) = PARSE({"name": "tip", "share": 1.0}).position_weights([forbidden])
     assert weight_T.tolist() == [1, 1]
 

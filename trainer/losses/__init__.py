@@ -5,7 +5,7 @@ Whatever subclass of `Loss` a module of this package holds is a value of ``loss`
 
 import importlib
 import pkgutil
-from typing import TYPE_CHECKING, Annotated, Union
+from typing import TYPE_CHECKING, Annotated, Union, get_args
 
 from pydantic import Field
 
@@ -16,7 +16,7 @@ for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
 
 LOSSES: dict[str, type[Loss]] = {
-    loss.model_fields["name"].annotation.__args__[0]: loss for loss in Loss.__subclasses__()
+    get_args(loss.model_fields["name"].annotation)[0]: loss for loss in Loss.__subclasses__()
 }
 """Every loss by its name in a configuration."""
 

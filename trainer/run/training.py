@@ -201,10 +201,8 @@ class _Training:
         """This process's micro-batches, and the response tokens of all."""
         hands = None
         if self.leader is not None:
-            size, aggregation = self.config.optimisation.micro_batch_size, self.config.loss.aggregation
-            hands = deal(
-                weighted(self.config.loss, rollouts), self.processes.world, size, self.micro_batches, aggregation
-            )
+            size, loss = self.config.optimisation.micro_batch_size, self.config.loss
+            hands = deal(weighted(loss, rollouts), self.processes.world, size, self.micro_batches, loss.aggregation)
         hand = self.processes.deal(hands)
         tokens = self.processes.share(sum(len(rollout) for rollout in rollouts))
         size, teacher_support = self.config.optimisation.micro_batch_size, self.config.loss.needs_teacher_support
