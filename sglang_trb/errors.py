@@ -30,3 +30,7 @@ class NotInForce(TrbError, RuntimeError):
 
 class UpdateConflict(TrbError, RuntimeError):
     """A weight update cannot start now; nothing was written (HTTP 409)."""
+
+
+class ServerFailed(TrbError, RuntimeError):
+    """A process of SGLang ended, or the program that wanted the server; the log says why."""

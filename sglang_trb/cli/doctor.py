@@ -1,7 +1,8 @@
 """``trb doctor``: what is installed, what would fail, and how to mend it.
 
 Each line reads OK, NOTE (nothing to do unless you want what it names), MISSING or WRONG, with the remedy below it.
-With ``--config`` it also checks a server configuration and prints the pair's memory plan.
+With ``--config`` it also checks a server configuration and prints the pair's memory plan. With ``--sglang`` it compares
+SGLang's sources with those that this package was checked against, and nothing else.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sglang_trb.checkpoints import memory
-from sglang_trb.cli import complain, machine
+from sglang_trb.cli import compare_sglang, complain, machine
 from sglang_trb.cli.checks import BAD, Check, verdict
+from sglang_trb.engine.touch_points.checked import CHECKED_SGLANG
 from sglang_trb.errors import InvalidParameter
 from sglang_trb.launch.server_config import REQUIRED, read_server_config
 
-SGLANG = "0.5.21"
 TRANSFORMERS = "5.12.1"  # what that sglang was checked with
 ENTRY_POINTS = {"sglang.srt.plugins": "trb", "sglang.srt.platforms": "trb_cpu"}
 OPTIONAL = {
@@ -39,9 +40,19 @@ def run(argv: list[str]) -> int:
     """
     parser = argparse.ArgumentParser(prog="trb doctor", description=__doc__.split("\n\n", 1)[1])
     parser.add_argument("--config", metavar="FILE", help="also check this server configuration (SGLang's YAML)")
+    parser.add_argument(
+        "--sglang",
+        nargs="*",
+        metavar="VERSION|PATH",
+        help="compare SGLang's sources, where this package touches them: the installed ones and any others, which are "
+        "versions, wheels or unpacked wheels; exit status 1 when the installed ones have changed",
+    )
+    parser.add_argument("--download", action="store_true", help="with --sglang: fetch versions with pip")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     arguments = parser.parse_args(argv)
     try:
+        if arguments.sglang is not None:
+            return compare_sglang.run(arguments.sglang, download=arguments.download, as_json=arguments.json)
         options = None if arguments.config is None else read_server_config(arguments.config)
     except InvalidParameter as error:
         complain("doctor", error)
@@ -62,9 +73,9 @@ def installation_checks() -> Iterator[Check]:
     version = ".".join(map(str, sys.version_info[:3]))
     yield verdict(sys.version_info >= (3, 11), f"python {version}", "use Python 3.11 or later")
     devices = cuda_devices()
-    setup = f"pip install sglang=={SGLANG}" if devices else "make setup (installs the CPU environment)"
+    setup = f"pip install sglang=={CHECKED_SGLANG}" if devices else "make setup (installs the CPU environment)"
     yield _package("torch", setup)
-    yield _package("sglang", setup, exactly=SGLANG)
+    yield _package("sglang", setup, exactly=CHECKED_SGLANG)
     yield _package("transformers", setup, checked_with=TRANSFORMERS)
     yield _package("triton", setup)
     yield _torchvision(setup)

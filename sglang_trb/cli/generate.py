@@ -168,9 +168,9 @@ def _draw(
     command: list[str], prompts: list[str], laws: dict[str, BlendParams], arguments: argparse.Namespace
 ) -> list[TracedCompletion]:
     print("loading both models …", file=sys.stderr, flush=True)
-    from sglang import Engine
+    from sglang_trb.engine import launcher
 
-    with Engine(server_args=launching.server_args(command)) as engine:
+    with launcher.engine(command) as engine:
         tokenizer = engine.tokenizer_manager.tokenizer
         chat = arguments.chat if arguments.chat is not None else bool(tokenizer.chat_template)
         jobs = list(_jobs(prompts, laws, arguments))

@@ -1,7 +1,4 @@
-"""``trb serve``: checks what can be checked before minutes are spent, then SGLang's own launch, in this process.
-
-Checked with sglang 0.5.21: the order of calls follows ``sglang/launch_server.py``.
-"""
+"""``trb serve``: checks what can be checked before minutes are spent, then SGLang's own launch, in this process."""
 
 from __future__ import annotations
 
@@ -13,11 +10,9 @@ import signal
 import socket
 import sys
 from itertools import pairwise
-from typing import Any, NoReturn
 
 from sglang_trb.cli import complain, launching
-from sglang_trb.cli.launching import ServerFailed
-from sglang_trb.errors import InvalidParameter
+from sglang_trb.errors import InvalidParameter, ServerFailed
 from sglang_trb.launch.local_server import ADMIN_KEY_VARIABLE, PARENT_VARIABLE
 
 _PR_SET_PDEATHSIG = 1
@@ -29,6 +24,8 @@ that its trb_* parameters ask for. Options that follow --config override the fil
 EPILOG = """Once it is ready: GET /health, /trb/info (what is served), /metrics (with --enable-metrics); POST /generate,
 /v1/chat/completions. The admin key of the weight updates may be in the environment variable TRB_ADMIN_KEY instead of
 --admin-api-key. Ctrl-C or SIGTERM stops it with all its processes. Exit status: 0 stopped, 1 failed, 2 wrong usage."""
+
+STOPPED = "trb serve: stopped"
 
 
 def run(argv: list[str]) -> int:
@@ -48,7 +45,11 @@ def run(argv: list[str]) -> int:
         return 2
     _end_with_parent()
     print(_banner(options, effective), flush=True)
-    return _launch(command)
+    from sglang_trb.engine import launcher
+
+    launcher.serve(command, stopped=STOPPED)
+    print(STOPPED, file=sys.stderr)
+    return 0
 
 
 def _end_with_parent() -> None:
@@ -95,29 +96,3 @@ def _without_secrets(command: list[str]) -> list[str]:
 
 def _option_and_value(word: str) -> list[str]:
     return word.split("=", 1) if word.startswith("--") else [word]
-
-
-def _launch(command: list[str]) -> int:
-    from sglang.launch_server import run_server
-    from sglang.srt.utils import kill_process_tree
-
-    # While SGLang starts; once it serves, it and uvicorn shut down in order and then come back to these. A handler that
-    # raised could be swallowed wherever the signal happens to arrive, and the server would start after all.
-    signal.signal(signal.SIGINT, _stop)
-    signal.signal(signal.SIGTERM, _stop)
-    try:
-        run_server(launching.server_args(command))
-    except KeyboardInterrupt:
-        pass
-    finally:
-        kill_process_tree(os.getpid(), include_parent=False)
-    print("trb serve: stopped", file=sys.stderr)
-    return 0
-
-
-def _stop(*_: Any) -> NoReturn:
-    from sglang.srt.utils import kill_process_tree
-
-    kill_process_tree(os.getpid(), include_parent=False)
-    print("trb serve: stopped", file=sys.stderr, flush=True)
-    os._exit(0)

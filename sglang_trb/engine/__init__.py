@@ -1,1 +1,1 @@
-"""Everything that touches SGLang's internals, checked with sglang 0.5.21; nothing outside this package does."""
+"""Everything that touches SGLang; nothing outside this package does. `touch_points.table` lists where, and why."""

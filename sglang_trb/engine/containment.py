@@ -26,10 +26,9 @@ from sglang.srt.managers.schedule_batch import FINISH_ABORT, Req
 from sglang.srt.managers.schedule_policy import AddReqResult
 from sglang.srt.mem_cache.base_prefix_cache import DecLockRefParams
 from sglang.srt.mem_cache.common import release_kv_cache
-from sglang.srt.runtime_context import get_exec
 from sglang.srt.sampling.sampling_batch_info import SamplingBatchInfo
 
-from sglang_trb.engine.hooks import BACKEND
+from sglang_trb.engine.backend import on_blending_servers
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import ScheduleBatch
@@ -87,18 +86,6 @@ def contained(method: Callable, otherwise: Callable[[Req], Any] = lambda req: No
 
 
 # Wrapped methods of SGLang; each takes the original first
-
-
-def on_blending_servers(hook: Callable) -> Callable:
-    """A hook that sleeps unless the server blends."""
-
-    @functools.wraps(hook)
-    def wrapper(original: Callable, *args: Any, **kwargs: Any) -> Any:
-        if get_exec().kernel.sampling_backend != BACKEND:
-            return original(*args, **kwargs)
-        return hook(original, *args, **kwargs)
-
-    return wrapper
 
 
 @on_blending_servers

@@ -1,52 +1,72 @@
-"""The registry of what is replaced in SGLang, and the proof that it was; `plugin` fills it.
+"""Puts the hooks of the table of touch points in place, and proves that they are.
 
 SGLang's plugin loader fails open: an error while loading a plugin or applying a hook is logged and the server serves
-on. So each process proves with `require_in_force` that what it depends on took, before it serves.
+on. So each process proves with `require_in_force` that the whole table took, before it serves.
 """
 
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Callable
+from typing import Any
 
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
+from sglang_trb.engine.touch_points.points import How
+from sglang_trb.engine.touch_points.table import HOOKS
 from sglang_trb.errors import NotInForce
 
-BACKEND = "trb"
-"""The sampling backend of a blending server (``--sampling-backend trb``)."""
+_KINDS = {How.REPLACED: HookType.REPLACE, How.WRAPPED: HookType.AROUND, How.PRECEDED: HookType.BEFORE}
 
-CHECKED_SGLANG = "0.5.21"
-
-_required: dict[str, object] = {}
+_registered: dict[str, Any] = {}
+"""Full name of SGLang's object → ours, in this process."""
 
 
-def put(target: str, hook: Callable, kind: HookType) -> None:
-    """Have SGLang apply a hook, and require from now on that it took.
+def put_all() -> None:
+    """Have SGLang apply every hook of the table."""
+    for target in HOOKS:
+        put(target)
+
+
+def put(target: str) -> None:
+    """Have SGLang apply one hook.
 
     Args:
-        target: the object of SGLang, its name below ``sglang.srt``.
-        hook: the class that takes its place, or the function around it.
-        kind: which of both.
+        target: full name of the object of SGLang; the table says what stands in its place.
+
+    Raises:
+        NotInForce: the table has no hook of that name.
     """
-    target = f"sglang.srt.{target}"
-    HookRegistry.register(target, hook, kind)
-    _required[target] = hook
+    point = HOOKS.get(target)
+    if point is None:
+        raise NotInForce(f"{target} has no hook in the table of touch points, so nothing may be put there")
+    hook = point.replacement()
+    HookRegistry.register(target, hook, _KINDS[point.how])
+    _registered[target] = hook
 
 
 def require_in_force() -> None:
-    """Raise unless every replacement that this process registered is what SGLang now uses.
+    """Raise unless every hook of the table was registered in this process and is what SGLang now uses.
 
     Raises:
-        NotInForce: names the first SGLang object that is not the replacement.
+        NotInForce: names the first object of SGLang that is without its hook.
     """
-    if not _required:
+    if not _registered:
         raise NotInForce(
             "the sglang-trb plugin was not loaded in this process; unset SGLANG_PLUGINS and SGLANG_PLATFORM or add "
             "'trb' and 'trb_cpu' to them, and reinstall sglang-trb if `trb doctor` shows no entry points"
         )
-    for target, expected in _required.items():
-        found = pkgutil.resolve_name(target)
-        in_force = found is expected if isinstance(expected, type) else hasattr(found, "__wrapped__")
-        if not in_force:
+    for target in HOOKS:
+        found, hook = pkgutil.resolve_name(target), _registered.get(target)
+        if hook is None or not _stands_in(found, hook):
             raise NotInForce(f"{target} is {found!r}, without the hook of sglang-trb; the log above says why")
+
+
+def _stands_in(found: Any, hook: Any) -> bool:
+    """Whether what SGLang holds is our class, or a wrapper that calls our function, maybe within others' wrappers."""
+    if isinstance(hook, type):
+        return found is hook
+    while found is not None:
+        if any(cell.cell_contents is hook for cell in getattr(found, "__closure__", None) or ()):
+            return True
+        found = getattr(found, "__wrapped__", None)
+    return False

@@ -13,6 +13,7 @@ from sglang.srt.server_args import ServerArgs
 
 from sglang_trb.checkpoints.weight_files import require_weights
 from sglang_trb.engine import hooks
+from sglang_trb.engine.backend import BACKEND, asks_to_blend
 from sglang_trb.engine.http import keys
 from sglang_trb.engine.joining import join_seconds
 from sglang_trb.engine.manager import teacher_probe
@@ -36,7 +37,7 @@ def resolve_and_check(original: Callable[..., None], server_args: ServerArgs) ->
         NotInForce: names the option, its value and the value that is needed.
         PairMismatch, InvalidParameter: the two checkpoints cannot be blended.
     """
-    if server_args.sampling_backend != hooks.BACKEND or getattr(server_args, "_resolution_finished", False):
+    if not asks_to_blend(server_args) or getattr(server_args, "_resolution_finished", False):
         return original(server_args)
     hooks.require_in_force()
     _check_required(server_args)
@@ -61,13 +62,13 @@ def resolve_and_check(original: Callable[..., None], server_args: ServerArgs) ->
 def keep_backend_on_cpu(original: Callable[..., None], server_args: ServerArgs) -> None:
     """Hook around ``handle_cpu_backends``, which resolves every sampling backend to ``pytorch`` on a CPU."""
     original(server_args)
-    if server_args.sampling_backend == hooks.BACKEND and resolving_view(server_args).device == "cpu":
-        declare_resolution(server_args, "sglang_trb", sampling_backend=hooks.BACKEND)
+    if asks_to_blend(server_args) and resolving_view(server_args).device == "cpu":
+        declare_resolution(server_args, "sglang_trb", sampling_backend=BACKEND)
 
 
 def check(options: Any) -> None:
     """Check resolved options; see `resolve_and_check`."""
-    if options.sampling_backend != hooks.BACKEND:
+    if not asks_to_blend(options):
         raise NotInForce(
             f"sampling_backend was 'trb' and was resolved to {options.sampling_backend!r}"
             + (": enable_deterministic_inference forces it" if options.enable_deterministic_inference else "")

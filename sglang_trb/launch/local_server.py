@@ -48,7 +48,7 @@ MILESTONES = {
     "KV Cache is allocated": "KV cache allocated",
     "Application startup complete": "warming up",
 }
-"""What SGLang 0.5.21 logs while it starts → what to tell a person. A line that no longer appears is not reported."""
+"""What SGLang logs while it starts → what to tell a person. A line that no longer appears is not reported."""
 
 
 class ServerDidNotStart(TrbError, RuntimeError):

@@ -1,4 +1,4 @@
-"""Every field of the Anthropic bodies that SGLang 0.5.21 reads: ``/v1/messages`` and its ``count_tokens``.
+"""Every field of the Anthropic bodies that SGLang reads: ``/v1/messages`` and its ``count_tokens``.
 
 What the messages themselves hold is checked by SGLang's models of them, which are strict there.
 """

@@ -1,4 +1,4 @@
-"""Every field of SGLang 0.5.21's generation requests: its type, its range, and what a blending server refuses.
+"""Every field of SGLang's generation requests: its type, its range, and what a blending server refuses.
 
 `GenerateFields` describes ``GenerateReqInput`` (the body of ``/generate``, and what every other route turns into),
 `SamplingFields` its ``sampling_params``. `sglang_trb.requests.openai` describes the OpenAI bodies with the same types.

@@ -1,4 +1,4 @@
-"""Every field of the OpenAI bodies that SGLang 0.5.21 reads: ``/v1/completions`` and ``/v1/chat/completions``.
+"""Every field of the OpenAI bodies that SGLang reads: ``/v1/completions`` and ``/v1/chat/completions``.
 
 SGLang's own models of these bodies coerce ("0.5", true) and ignore what they do not know. These come before them.
 """

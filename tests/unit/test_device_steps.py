@@ -11,7 +11,7 @@ from sglang.srt.sampling import sampling_batch_info
 from sglang.srt.sampling.sampling_params import SamplingParams
 
 from sglang_trb.blend import StopAlignment, solver
-from sglang_trb.engine.worker import batch as engine_batch
+from sglang_trb.engine import backend
 from sglang_trb.engine.worker.batch import TrbSamplingBatchInfo
 from sglang_trb.engine.worker.sampler import TrbSampler
 from sglang_trb.footprint import step_bytes
@@ -46,7 +46,7 @@ def blending(monkeypatch):
         kernel=SimpleNamespace(sampling_backend="trb"),
     )
     monkeypatch.setattr(sampling_batch_info, "get_exec", lambda: execution)
-    monkeypatch.setattr(engine_batch, "get_exec", lambda: execution)
+    monkeypatch.setattr(backend, "get_exec", lambda: execution)
     monkeypatch.setattr(solver, "TRIPS", 1)  # the others are the same again
 
 

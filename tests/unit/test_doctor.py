@@ -1,14 +1,19 @@
 """The doctor's report on healthy and broken installations and configurations."""
 
 import json
+import re
+import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
 from sglang_trb.checkpoints.memory import GIB, H100_BYTES
-from sglang_trb.cli import doctor
+from sglang_trb.cli import compare_sglang, doctor
 from sglang_trb.cli import machine as host
+from sglang_trb.engine.touch_points.checked import CHECKED_SGLANG
+from sglang_trb.engine.touch_points.source import Sources
 from tests.pairs import build_pair
 
 CPU_ONLY, H100 = [], [("NVIDIA H100 80GB HBM3", H100_BYTES)]
@@ -30,7 +35,7 @@ def machine(monkeypatch, headers):
     """A healthy CPU machine; tests call it to change what is installed and which GPUs there are."""
     versions = {
         "torch": "2.13.0",
-        "sglang": "0.5.21",
+        "sglang": CHECKED_SGLANG,
         "transformers": "5.12.1",
         "triton": "3.7.1",
         "torchvision": "0.28.0",
@@ -113,8 +118,8 @@ def test_missing_packages_name_the_remedy_of_the_machine(machine, report):
     assert of(checks, "sglang")[0] == "MISSING" and "make setup" in of(checks, "sglang")[1]
     machine(devices=H100, sglang=None)
     _, checks, _ = report()
-    assert of(checks, "sglang") == ("MISSING", "pip install sglang==0.5.21")
-    assert of(checks, "flashinfer-python") == ("MISSING", "pip install sglang==0.5.21")
+    assert of(checks, "sglang") == ("MISSING", f"pip install sglang=={CHECKED_SGLANG}")
+    assert of(checks, "flashinfer-python") == ("MISSING", f"pip install sglang=={CHECKED_SGLANG}")
     assert of(checks, "H100")[0] == "OK"
 
 
@@ -122,7 +127,7 @@ def test_another_sglang_is_wrong_another_transformers_is_not(machine, report):
     machine(sglang="0.5.20", transformers="5.13.0")
     status, checks, _ = report()
     assert status == 1
-    assert of(checks, "sglang 0.5.20") == ("WRONG", "pip install sglang==0.5.21")
+    assert of(checks, "sglang 0.5.20") == ("WRONG", f"pip install sglang=={CHECKED_SGLANG}")
     assert of(checks, "transformers 5.13.0; checked with 5.12.1")[0] == "NOTE"
 
 
@@ -314,7 +319,104 @@ def test_an_unknown_option_is_a_usage_error():
     assert raised.value.code == 2
 
 
-def test_the_versions_are_those_of_the_engine():
-    from importlib.resources import files
+@pytest.fixture(scope="module")
+def sglang_sources():
+    """The installed SGLang, from which files and lines can be taken away."""
+    installed = Sources.installed()
 
-    assert f'CHECKED_SGLANG = "{doctor.SGLANG}"' in (files("sglang_trb.engine") / "hooks.py").read_text()
+    def changed(version, replaced):
+        def read(path):
+            text = installed._read(path)
+            for old, new in replaced.items():
+                text = text and text.replace(old, new)
+            return text
+
+        return Sources(version, read)
+
+    return changed
+
+
+RENAMED = {
+    "def abort_request(": "def abort_it(",
+    "SYNC_TOKEN_IDS_ACROSS_TP or": "not SYNC_TOKEN_IDS_ACROSS_TP or",
+}
+
+
+@pytest.fixture
+def compared(monkeypatch, capsys, sglang_sources):
+    """Runs ``doctor --sglang`` on an installed SGLang that has changed so."""
+
+    def run(replaced, *argv):
+        installed = None if replaced is None else sglang_sources(CHECKED_SGLANG, replaced)
+        monkeypatch.setattr(compare_sglang.Sources, "installed", lambda: installed)
+        return doctor.run(["--sglang", *argv]), capsys.readouterr()
+
+    return run
+
+
+def test_the_checked_sglang_has_not_changed(compared):
+    status, printed = compared({})
+    assert status == 0
+    assert re.search(r"^changed, of \d+ +0$", printed.out, re.MULTILINE)
+    assert "abort_request" not in printed.out
+
+
+def test_a_changed_sglang_is_told_with_file_and_line(compared):
+    status, printed = compared(RENAMED)
+    assert status == 1
+    before, sampler = printed.out.split("srt.layers.sampler.Sampler (")
+    _, scheduler = before.split("srt.managers.scheduler.Scheduler (")
+    assert re.search(r"^  abort_request +gone$", scheduler, re.MULTILINE)
+    assert re.search(r"^  _sync_token_ids_across_tp +changed sampler.py:\d+$", sampler, re.MULTILINE)
+    assert "_launch_scheduler_processes" not in printed.out, "what has not changed is counted, not listed"
+
+
+def test_another_sglang_stands_beside_the_installed_one(compared, tmp_path):
+    (tmp_path / "sglang-9.9.9.dist-info").mkdir()
+    (tmp_path / "sglang").mkdir()
+    (tmp_path / "sglang" / "__init__.py").touch()
+    status, printed = compared({}, str(tmp_path), "--json")
+    assert status == 0, "the installed one alone decides"
+    found = {entry["name"]: entry for entry in json.loads(printed.out)["touch_points"]}
+    entry = found["sglang.srt.layers.sampler.Sampler.forward"]
+    assert [version["state"] for version in entry["versions"].values()] == ["same", "gone"]
+    assert entry["versions"]["9.9.9"] == {"state": "gone", "path": "", "line": 0}
+    assert entry["versions"][CHECKED_SGLANG]["path"] == "sglang/srt/layers/sampler.py"
+    assert entry["reason"] and entry["proof"] and entry["ours"] == "worker.sampler.TrbSampler"
+
+
+def test_without_sglang_there_is_nothing_to_compare(compared):
+    status, printed = compared(None)
+    assert (status, printed.out) == (1, "sglang is not installed\n")
+
+
+@pytest.mark.parametrize("wanted", ["no/such/folder", "9.9.9"])
+def test_an_sglang_that_is_not_there_is_a_usage_error(compared, monkeypatch, tmp_path, wanted):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    status, printed = compared({}, wanted)
+    assert status == 2 and wanted in printed.err
+    assert ("add --download, or: pip download --no-deps" in printed.err) == (wanted == "9.9.9")
+
+
+def test_a_version_is_downloaded_once(compared, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    asked = []
+
+    def pip(command, **_):
+        asked.append(command[-1])
+        folder = Path(command[command.index("--dest") + 1])
+        folder.mkdir(parents=True, exist_ok=True)
+        with zipfile.ZipFile(folder / "sglang-9.9.9-py3-none-any.whl", "w") as wheel:
+            wheel.writestr("sglang/__init__.py", "")
+        return SimpleNamespace(returncode=0, stderr="")
+
+    monkeypatch.setattr(compare_sglang.subprocess, "run", pip)
+    for _ in range(2):
+        status, printed = compared({}, "9.9.9", "--download")
+        assert status == 0 and "9.9.9" in printed.out
+    assert asked == ["sglang==9.9.9"]
+    monkeypatch.setattr(
+        compare_sglang.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=1, stderr="no such version")
+    )
+    status, printed = compared({}, "9.9.8", "--download")
+    assert status == 2 and "no such version" in printed.err

@@ -12,7 +12,6 @@ class TorchPagedAllocator(PagedTokenToKVPoolAllocator):
 
     Arguments and results are the base class's: slot indices, int64 ``[extend_num_tokens]`` (``[batch]`` in decoding),
     or None when the pool is short, in which case nothing was taken from it. Any page size, 1 included.
-    Checked with sglang 0.5.21 (mem_cache/allocator/paged.py).
     """
 
     def alloc_extend(

@@ -5,7 +5,7 @@ out-of-tree platform (entry-point group ``sglang.srt.platforms``), so that every
 It is what the tests, the demo and development without a GPU run on. Launch with ``--device cpu``.
 
 SGLang imports this module half-way through importing ``sglang.srt.utils``, so what builds on SGLang's memory classes is
-imported inside the methods. Checked with sglang 0.5.21; paths in comments are inside ``sglang/srt``.
+imported inside the methods. Paths in comments are inside ``sglang/srt``.
 """
 
 from __future__ import annotations

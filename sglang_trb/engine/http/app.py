@@ -9,18 +9,20 @@ from typing import Any
 from fastapi.responses import JSONResponse
 from sglang.srt.entrypoints import http_server
 from sglang.srt.entrypoints.warmup import warmup
-from sglang.srt.runtime_context import get_exec, get_spec
+from sglang.srt.runtime_context import get_spec
 
 import sglang_trb
 from sglang_trb.checkpoints.digest import digest_of
 from sglang_trb.engine import hooks
+from sglang_trb.engine.backend import blends
 from sglang_trb.engine.http import request_routes, routes
 from sglang_trb.engine.manager import teacher_probe
+from sglang_trb.engine.touch_points.checked import CHECKED_SGLANG
 
 
 def add_routes(server_args: Any, tokenizer_manager: Any, *args: Any, **kwargs: Any) -> None:
     """Hook before ``_setup_and_run_http_server``: runs once the configuration is published, before the app starts."""
-    if get_exec().kernel.sampling_backend != hooks.BACKEND:
+    if not blends():
         return
     hooks.require_in_force()
     tokenizer_manager.owns_process = True
@@ -43,7 +45,7 @@ async def info() -> dict[str, Any]:
         "teacher_hash": state.scheduler_info["trb_teacher_hash"],
         "teacher_digest": digest_of(pair.teacher).to_wire(),
         "student_weight_version": manager.config_value("weight_version"),
-        "versions": {"sglang_trb": sglang_trb.__version__, "sglang": hooks.CHECKED_SGLANG},
+        "versions": {"sglang_trb": sglang_trb.__version__, "sglang": CHECKED_SGLANG},
         "tp_size": manager.config_value("tp_size"),
         "vocab_size": pair.vocab_size,
         "stop_ids": {

@@ -14,7 +14,7 @@ from typing import Any
 
 from sglang.srt.server_args import ServerArgs
 
-from sglang_trb.engine import hooks
+from sglang_trb.engine.backend import asks_to_blend
 from sglang_trb.errors import NotInForce
 from sglang_trb.launch.local_server import ADMIN_KEY_VARIABLE
 
@@ -55,7 +55,7 @@ def decide(original: Callable[..., Any], *, authorization_header: str | None, **
 def hide_in_options(original: Callable[..., dict[str, Any]], server_args: ServerArgs) -> dict[str, Any]:
     """Hook around ``ServerArgs.resolved_dict``, from which routes, log lines and crash dumps take the options."""
     options = original(server_args)
-    if server_args.sampling_backend == hooks.BACKEND:
+    if asks_to_blend(server_args):
         options |= {name: HIDDEN for name in SECRETS if options.get(name)}
     return options
 

@@ -1,4 +1,4 @@
-"""Every HTTP route of SGLang 0.5.21: what it can reach, who may call it, and what a blending server does with it.
+"""Every HTTP route of SGLang: what it can reach, who may call it, and what a blending server does with it.
 
 The table is enforced as it stands (`enforce`), and docs/routes.md is written from it:
 ``python -m sglang_trb.engine.http.routes > docs/routes.md``. A route that is not in it is refused, so that a changed
@@ -15,6 +15,7 @@ from sglang.srt.utils.auth import AuthLevel, auth_level
 
 from sglang_trb.engine.http import request_routes
 from sglang_trb.engine.http.request_routes import BoundedBody, Refusal
+from sglang_trb.engine.touch_points.checked import CHECKED_SGLANG
 
 ANY, ADMIN, FORCED = AuthLevel.NORMAL, AuthLevel.ADMIN_OPTIONAL, AuthLevel.ADMIN_FORCE
 """Who may call a route: whoever has the API key, where one is set; the holder of the admin key, where one is set (else
@@ -162,7 +163,7 @@ ROUTES = (
         "remote_instance_transfer_engine_info", "/remote_instance_transfer_engine_info",
         "blocks the server for up to 5 s", NO_REMOTE,
     ),
-    _refused("load_lora_adapter", "/load_lora_adapter", "reads a path; changes the student's law", NO_LORA),
+    _refused("load_lora_adapter", "/load_lora_adapter", "reads a path; changes the student's distribution", NO_LORA),
     _refused("load_lora_adapter_from_tensors", "/load_lora_adapter_from_tensors", "unpickles", NO_LORA),
     _refused("unload_lora_adapter", "/unload_lora_adapter", "waits for requests", NO_LORA),
     # Operation
@@ -222,11 +223,11 @@ def plain_routes(app: FastAPI) -> list[Any]:
 
 _LEVELS = {ANY: "API key", ADMIN: "admin key", FORCED: "admin key, needed"}
 
-_PAGE = """# HTTP routes
+_PAGE = f"""# HTTP routes
 
-Every route of SGLang 0.5.21, and sglang-trb's two. This page is written from `sglang_trb/engine/http/routes.py`,
-which a blending server enforces: `python -m sglang_trb.engine.http.routes > docs/routes.md`. A test fails when SGLang
-has a route that is not in the table; a server refuses such a route.
+Every route of SGLang {CHECKED_SGLANG}, and sglang-trb's two. A blending server enforces this table, written from
+`sglang_trb/engine/http/routes.py`: `python -m sglang_trb.engine.http.routes > docs/routes.md`. A test fails when SGLang
+has a route that is not in it; a server refuses such a route.
 
 | who may call | without an API key | without an admin key |
 |---|---|---|

@@ -13,9 +13,9 @@ from typing import Any
 from fastapi import HTTPException
 from sglang.srt.managers import io_struct
 from sglang.srt.managers.tokenizer_manager import TokenizerManager, print_exception_wrapper
-from sglang.srt.runtime_context import get_exec
 
 from sglang_trb.engine import hooks
+from sglang_trb.engine.backend import blends
 from sglang_trb.engine.joining import unreachable
 from sglang_trb.engine.manager import processes
 from sglang_trb.engine.update_guard import UNTOUCHED, UpdateGuard
@@ -42,7 +42,7 @@ class OperatedManager(TokenizerManager):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.blends = get_exec().kernel.sampling_backend == hooks.BACKEND
+        self.blends = blends()
         if self.blends:
             hooks.require_in_force()
             self.update_guard = UpdateGuard()

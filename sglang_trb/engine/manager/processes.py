@@ -3,7 +3,7 @@
 SGLang's own means poll once a second, then wait a minute for crash dumps while clients hang; on SIGTERM they wait for
 every request, also for one that is held back for good.
 
-Checked with sglang 0.5.21 on Linux.
+Needs Linux.
 """
 
 from __future__ import annotations
@@ -25,11 +25,9 @@ from typing import Any, NoReturn
 import psutil
 from sglang.srt.managers.io_struct import AbortReq
 from sglang.srt.managers.tokenizer_manager import SignalHandler, TokenizerManager
-from sglang.srt.runtime_context import get_exec
 from sglang.srt.utils.watchdog import SubprocessWatchdog
 
-from sglang_trb.engine import hooks
-from sglang_trb.engine.containment import on_blending_servers
+from sglang_trb.engine.backend import blends, on_blending_servers
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +61,7 @@ class TrbWatchdog(SubprocessWatchdog):
     """Ends a blending server as soon as a process of it dies; SGLang's watchdog otherwise."""
 
     def start(self) -> None:
-        if get_exec().kernel.sampling_backend == hooks.BACKEND:
+        if blends():
             # What a dead process leaves behind becomes our child, so that `end_server` finds it.
             ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
             self._monitor_loop = self._end_with_the_first

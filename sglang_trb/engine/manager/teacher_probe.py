@@ -1,4 +1,4 @@
-"""A look at the teacher when a server starts: are its laws those of a trained model?
+"""A look at the teacher when a server starts: are its distributions those of a trained model?
 
 SGLang's own means for what runs before the first request, ``--warmups``: `resolve_and_check` adds ours to its list.
 """

@@ -1,7 +1,4 @@
-"""A profile that cannot be taken or written ends no server: SGLang's profiler runs inside the scheduler's loop.
-
-Checked with sglang 0.5.21: managers/scheduler_components/profiler_manager.py.
-"""
+"""A profile that cannot be taken or written ends no server: SGLang's profiler runs inside the scheduler's loop."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ from typing import Any
 
 from sglang.srt.managers.io_struct import ProfileReq, ProfileReqOutput
 
-from sglang_trb.engine.containment import on_blending_servers
+from sglang_trb.engine.backend import on_blending_servers
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,8 @@ from sglang.srt.managers.scheduler_components.output_streamer import SchedulerOu
 from sglang.srt.runtime_context import get_parallel, get_serving
 
 from sglang_trb.engine import metrics
-from sglang_trb.engine.containment import contained, fail, failure_of, on_blending_servers
+from sglang_trb.engine.backend import on_blending_servers
+from sglang_trb.engine.containment import contained, fail, failure_of
 from sglang_trb.engine.worker.batch import trace_of
 from sglang_trb.engine.worker.sampler import HostStatistics
 from sglang_trb.wire.params import Return

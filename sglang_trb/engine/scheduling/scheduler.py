@@ -9,9 +9,9 @@ from sglang.srt.managers.io_struct import AbortReq
 from sglang.srt.managers.schedule_batch import FINISH_ABORT, NextBatchPlan
 from sglang.srt.managers.scheduler import Scheduler
 from sglang.srt.mem_cache.common import release_kv_cache
-from sglang.srt.runtime_context import get_device, get_exec
+from sglang.srt.runtime_context import get_device
 
-from sglang_trb.engine import containment, hooks
+from sglang_trb.engine import backend, containment, hooks
 from sglang_trb.engine.containment import BatchNotBuilt, fail, failure_of
 from sglang_trb.engine.scheduling.results import TrbOutputStreamer
 from sglang_trb.engine.worker.paired_worker import PairedWorker
@@ -26,11 +26,11 @@ class TrbScheduler(Scheduler):
 
     @property
     def blends(self) -> bool:
-        return get_exec().kernel.sampling_backend == hooks.BACKEND
+        return backend.blends()
 
     def init_tp_model_worker(self) -> None:
         if not self.blends:
-            if self.server_args.sampling_backend == hooks.BACKEND:
+            if backend.asks_to_blend(self.server_args):
                 raise NotInForce("sampling_backend is 'trb', but it was resolved to another: it would not blend")
             return super().init_tp_model_worker()
         hooks.require_in_force()

@@ -13,13 +13,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
-from sglang.srt.runtime_context import get_exec
 from sglang.srt.sampling.sampling_batch_info import SamplingBatchInfo
 
 from sglang_trb.blend import RowControls
 from sglang_trb.blend.solver import SMALL
 from sglang_trb.blend.types import RULE_CODES, TOP_K_OFF
-from sglang_trb.engine.hooks import BACKEND
+from sglang_trb.engine.backend import blends
 from sglang_trb.errors import NotInForce
 from sglang_trb.wire.params import BlendParams, Return, Rule
 from sglang_trb.wire.trace import Trace
@@ -131,7 +130,7 @@ class TrbSamplingBatchInfo(SamplingBatchInfo):
     teacher_logits_BV: torch.Tensor | None = None
 
     def adjusted_from_schedule_batch(self, batch: ScheduleBatch, vocab_size: int) -> None:
-        if get_exec().kernel.sampling_backend == BACKEND:
+        if blends():
             self.blend = BlendColumns.from_requests(batch.reqs, batch.device)
 
     def adjusted_filter_batch(self, keep_indices: list[int], keep_indices_device: torch.Tensor) -> None:

@@ -15,6 +15,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import torch
+from sglang.srt.configs.hybrid_arch import mambaish_config
 from sglang.srt.managers.tp_worker import TpModelWorker
 from sglang.srt.mem_cache.kv_cache_configurator import KVCacheConfigurator
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
@@ -231,7 +232,7 @@ def _require_plain_attention(name: str, runner: ModelRunner) -> None:
     unsupported = {
         "sliding-window attention": runner.is_hybrid_swa,
         "multi-head latent attention": runner.use_mla_backend,
-        "recurrent (Mamba-like) layers": getattr(runner, "mambaish_config", None) is not None,
+        "recurrent (Mamba-like) layers": mambaish_config(runner.model_config) is not None,
     }
     for feature, present in unsupported.items():
         if present:

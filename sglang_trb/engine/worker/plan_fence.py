@@ -1,13 +1,11 @@
 """Keeps a model's next attention plan off the host buffer that its last one is still copied from.
 
 FlashInfer plans on the host: a wrapper writes its plan into one pinned buffer and queues a copy to the device, without
-waiting (``cudaMemcpyAsync`` in its ``scheduler.cuh``; decode replays take the sync-free ``fast_decode_plan``,
-layers/attention/flashinfer_backend.py:811, 1777). SGLang's overlap loop launches a step when only the last but one has
-ended (managers/scheduler.py:1986). With one model that copy stands at the head of the running step and is long done.
-In a pair the student's copy waits behind the whole teacher, and the next plan would overwrite it: wrong KV rows, or a
-kernel that never ends. FA3 and Triton make their metadata on the device and need no fence.
-
-Checked with sglang 0.5.21 and its flashinfer; paths are inside ``sglang/srt``.
+waiting (``cudaMemcpyAsync`` in its ``scheduler.cuh``; decode replays take the sync-free ``fast_decode_plan``, as
+SGLang's `FlashInferIndicesUpdaterDecode.call_begin_forward` calls it). SGLang's `Scheduler.event_loop_overlap` launches
+a step when only the last but one has ended. With one model that copy stands at the head of the running step and is long
+done. In a pair the student's copy waits behind the whole teacher, and the next plan would overwrite it: wrong KV rows,
+or a kernel that never ends. FA3 and Triton make their metadata on the device and need no fence.
 """
 
 from __future__ import annotations
