@@ -153,7 +153,7 @@ def our_loop(args: argparse.Namespace, rollouts: Sequence[Rollout]) -> Callable[
     from trainer.learner.engine import TrainEngine
     from trainer.learner.processes import Processes
     from trainer.learner.student import Student
-    from trainer.losses.settings import ReverseKL
+    from trainer.losses.reverse_kl import ReverseKL
 
     processes = Processes()
     settings = Optimisation(

@@ -20,8 +20,7 @@ from sglang_trb.pair.pair import Pair
 from tests.pairs import TOKENIZER_SIZE, build_pair
 from trainer.config.run import Optimisation
 from trainer.learner.batches import Weighted, collate, deal, micro_batches_per_process
-from trainer.losses import ReverseKL
-from trainer.losses.divergences import reverse_kl
+from trainer.losses.reverse_kl import ReverseKL, reverse_kl
 from trainer.rollouts.rollout import Rollout, RolloutKey
 
 VOCABULARY = Pair("student", "teacher", TOKENIZER_SIZE, StopAlignment((2006,), (2008,), 2006))

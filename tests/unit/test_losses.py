@@ -13,8 +13,12 @@ from sglang_trb import align_eos
 from sglang_trb.pair.alignment import StopAlignment
 from sglang_trb.pair.pair import Pair
 from trainer.learner.log_probs import gathered_log_probs
-from trainer.losses import LossInputs, LossSettings, compute_loss, tip_weights
-from trainer.losses.divergences import LOG_PROB_FLOOR, finite, forward_kl_on_teacher_support, reverse_kl, veto
+from trainer.losses import LOSSES, LossInputs, LossSettings, RolloutStatistics, compute_loss
+from trainer.losses.entropy_aware import forward_kl_on_teacher_support
+from trainer.losses.reverse_kl import reverse_kl
+from trainer.losses.support import LOG_PROB_FLOOR, finite
+from trainer.losses.tip import tip_weights
+from trainer.losses.veto import veto
 
 ROWS, VOCABULARY, K = 7, 30, 16
 PARSE = TypeAdapter(LossSettings).validate_python
@@ -29,6 +33,10 @@ SETTINGS = [
     {"name": "jsd", "mixture": 0.3},
     {"name": "sft"},
 ]
+
+
+def test_every_loss_is_tested():
+    assert {settings["name"] for settings in SETTINGS} == set(LOSSES)
 
 
 def ids_of(settings):
@@ -341,6 +349,36 @@ def test_tip_counts_a_constant_as_nothing():
     assert tip_weights(constant, divergence, 0.3).tolist() == [0] * 7 + [1] * 3
     assert tip_weights(constant, constant, 0.3).tolist() == [1] * 3 + [0] * 7
     assert tip_weights(constant, divergence, 1.0).tolist() == [1] * 10
+
+
+def statistics(lengths):
+    rng = np.random.default_rng(1)
+    return [
+        RolloutStatistics(
+            rng.random(length, np.float32),
+            np.log(rng.dirichlet(np.ones(K), length)).astype(np.float32),
+            np.log(rng.dirichlet(np.ones(K), length)).astype(np.float32),
+        )
+        for length in lengths
+    ]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=ids_of)
+@pytest.mark.parametrize("lengths", [[], [1], [3, 5, 4]])
+def test_every_position_has_a_weight(settings, lengths):
+    weights = PARSE(settings).position_weights(statistics(lengths))
+    assert [len(weight_T) for weight_T in weights] == lengths
+    assert all(weight_T.dtype == np.float32 and (weight_T >= 0).all() for weight_T in weights)
+
+
+def test_tip_weighs_the_whole_batch_at_once():
+    weights = PARSE({"name": "tip", "share": 0.25}).position_weights(statistics([3, 5, 4]))
+    assert sum(weight_T.sum() for weight_T in weights) == 3
+    forbidden = RolloutStatistics(
+        np.ones(2, np.float32), np.array([[0.0, -np.inf]] * 2), np.array([[-np.inf, 0.0]] * 2)
+    )
+    (weight_T,) = PARSE({"name": "tip", "share": 1.0}).position_weights([forbidden])
+    assert weight_T.tolist() == [1, 1]
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from trainer.losses.settings import Aggregation
+from trainer.losses import Aggregation, Loss, RolloutStatistics
 from trainer.rollouts.rollout import Rollout
 
 
@@ -66,6 +66,19 @@ class Weighted:
 
     rollout: Rollout
     position_weight_T: np.ndarray
+
+
+def weighted(loss: Loss, rollouts: Sequence[Rollout]) -> list[Weighted]:
+    """The rollouts of a global batch, each with what the loss says that its positions count."""
+    statistics = [
+        RolloutStatistics(
+            student_entropy_T=rollout.tokens["student_entropy"],
+            student_logprob_TK=rollout.support["student_logprob"],
+            teacher_logprob_TK=rollout.support["teacher_logprob"],
+        )
+        for rollout in rollouts
+    ]
+    return [Weighted(*pair) for pair in zip(rollouts, loss.position_weights(statistics), strict=True)]
 
 
 def micro_batches_per_process(sequences: int, processes: int, micro_batch_size: int) -> int:

@@ -24,7 +24,7 @@ from trainer.learner.batches import MicroBatch
 from trainer.learner.checkpoints import CheckpointBroken
 from trainer.learner.processes import Processes
 from trainer.learner.student import Student
-from trainer.losses import LossInputs, LossOutput, LossSettings, compute_loss
+from trainer.losses import Loss, LossInputs, LossOutput, compute_loss
 
 _TAG = "state"
 
@@ -75,7 +75,7 @@ class TrainEngine:
         self,
         student: Student,
         settings: Optimisation,
-        loss: LossSettings,
+        loss: Loss,
         processes: Processes,
         micro_batches: int,
         *,

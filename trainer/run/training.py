@@ -25,16 +25,13 @@ from sglang_trb.pair.pair import Pair
 from trainer.atomic import new_folder
 from trainer.config.run import RunConfig
 from trainer.grading.grader import Grade, Verdict
-from trainer.learner.batches import MicroBatch, Weighted, collate, deal, micro_batches_per_process
+from trainer.learner.batches import MicroBatch, collate, deal, micro_batches_per_process, weighted
 from trainer.learner.checkpoints import ENGINE, STATE, STUDENT, Best, CheckpointStore
 from trainer.learner.engine import TrainEngine, Update
 from trainer.learner.processes import Processes
 from trainer.learner.student import Student
 from trainer.learner.student_folder import write_student
 from trainer.learner.update_check import EnginesDisagree, Skips, check_update
-from trainer.losses import tip_weights
-from trainer.losses.divergences import LOG_PROB_FLOOR
-from trainer.losses.settings import TIP
 from trainer.records import (
     EVALUATIONS,
     METRICS_FILE,
@@ -204,22 +201,12 @@ class _Training:
         """This process's micro-batches, and the response tokens of all."""
         hands = None
         if self.leader is not None:
-            size, aggregation = self.config.optimisation.micro_batch_size, self.config.loss.aggregation
-            hands = deal(self._weighted(rollouts), self.processes.world, size, self.micro_batches, aggregation)
+            size, loss = self.config.optimisation.micro_batch_size, self.config.loss
+            hands = deal(weighted(loss, rollouts), self.processes.world, size, self.micro_batches, loss.aggregation)
         hand = self.processes.deal(hands)
         tokens = self.processes.share(sum(len(rollout) for rollout in rollouts))
         size, teacher_support = self.config.optimisation.micro_batch_size, self.config.loss.needs_teacher_support
         return [collate(part, size, teacher_support=teacher_support) for part in hand], tokens
-
-    def _weighted(self, rollouts: Sequence[Rollout]) -> list[Weighted]:
-        loss = self.config.loss
-        if not isinstance(loss, TIP) or not rollouts:
-            return [Weighted(rollout, np.ones(len(rollout), np.float32)) for rollout in rollouts]
-        entropy_M = np.concatenate([rollout.tokens["student_entropy"] for rollout in rollouts])
-        divergence_M = np.concatenate([_reverse_kl(rollout) for rollout in rollouts])
-        ends = np.cumsum([len(rollout) for rollout in rollouts])[:-1]
-        weights = np.split(tip_weights(entropy_M, divergence_M, loss.share), ends)
-        return [Weighted(rollout, weight) for rollout, weight in zip(rollouts, weights, strict=True)]
 
     # What is measured
 
@@ -405,12 +392,3 @@ def _rewards(grades: Sequence[Grade | None]) -> Row:
     if verdicts:
         row["rollout/reward"] = float(np.mean([verdict is Verdict.RIGHT for verdict in verdicts]))
     return row
-
-
-def _reverse_kl(rollout: Rollout) -> np.ndarray:
-    """Over the support at rollout time, unnormalised; float64 [T], nats."""
-    log_p = rollout.support["student_logprob"].astype(np.float64)
-    log_q = np.maximum(rollout.support["teacher_logprob"].astype(np.float64), LOG_PROB_FLOOR)
-    with np.errstate(invalid="ignore"):
-        terms = np.exp(log_p) * (log_p - log_q)
-    return np.where(np.isneginf(log_p), 0.0, terms).sum(1)
