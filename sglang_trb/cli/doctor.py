@@ -50,6 +50,8 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--download", action="store_true", help="with --sglang: fetch versions with pip")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     arguments = parser.parse_args(argv)
+    if arguments.download and arguments.sglang is None:
+        parser.error("--download fetches versions that --sglang names")
     try:
         if arguments.sglang is not None:
             return compare_sglang.run(arguments.sglang, download=arguments.download, as_json=arguments.json)

@@ -314,9 +314,10 @@ def test_what_is_installed_here_is_found(monkeypatch):
     assert "no_such_module" in doctor.import_error("no_such_module")
 
 
-def test_an_unknown_option_is_a_usage_error():
+@pytest.mark.parametrize("option", ["--no-such-option", "--download"])
+def test_an_option_that_says_nothing_is_a_usage_error(option):
     with pytest.raises(SystemExit) as raised:
-        doctor.run(["--no-such-option"])
+        doctor.run([option])
     assert raised.value.code == 2
 
 
