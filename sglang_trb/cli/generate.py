@@ -1,4 +1,4 @@
-"""``trb generate``: a few rollouts under several laws, side by side, with no server to start first."""
+"""``trb generate``: a few rollouts of several behaviour policies, side by side, with no server to start first."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from sglang_trb.requests.fields import ServerFacts, words
 from sglang_trb.requests.generate import SamplingFields
 from sglang_trb.wire.params import BlendParams, Rule
 
-DESCRIPTION = """Draw rollouts in this process: each prompt under each law, seeds fixed, then what was drawn, token by
-token, shaded by beta."""
+DESCRIPTION = """Draw rollouts in this process: each prompt under each behaviour policy, seeds fixed, then what was
+drawn, token by token, shaded by beta."""
 
 EPILOG = """Example: trb generate --config server_configs/cpu-smollm2.yaml --prompt "What is 8 + 5?"
 --epsilon 0 0.01 0.1 --rule teacher --html out/rollouts.html"""
@@ -32,7 +32,7 @@ def run(argv: list[str]) -> int:
     """Run ``trb generate``."""
     arguments = _parser().parse_args(argv)
     try:
-        laws = chosen_laws(arguments)
+        policies = chosen_policies(arguments)
         prompts = [*arguments.prompt, *(read_prompts(arguments.prompts) if arguments.prompts else [])]
         if not prompts:
             raise InvalidParameter("--prompt", None, "at least one, here or in --prompts FILE")
@@ -45,7 +45,7 @@ def run(argv: list[str]) -> int:
         complain("generate", error)
         return 2
     os.environ.setdefault("PYTHONWARNINGS", "ignore")  # SGLang's processes import kernels for devices that are not here
-    completions = _draw(command, prompts, laws, arguments)
+    completions = _draw(command, prompts, policies, arguments)
     _show(completions)
     _write(completions, arguments)
     return 0
@@ -64,25 +64,25 @@ def _parser() -> argparse.ArgumentParser:
     form = prompts.add_mutually_exclusive_group()
     form.add_argument("--chat", dest="chat", action="store_true", default=None, help="through the chat template")
     form.add_argument("--raw", dest="chat", action="store_false", help="as they are (default: chat where there is one)")
-    laws = parser.add_argument_group("laws and drawing")
-    laws.add_argument(
+    policies = parser.add_argument_group("behaviour policies and drawing")
+    policies.add_argument(
         "--epsilon", nargs="+", type=float, metavar="E", help="KL budgets, nats a token (default: 0 0.01 0.1)"
     )
     others = [rule.value for rule in Rule if rule is not Rule.TRUST_REGION]
-    laws.add_argument("--rule", nargs="+", choices=others, default=[], help="other laws beside the budgets")
-    laws.add_argument("--skd-top-k", type=int, metavar="K", help="with --rule skd")
-    laws.add_argument("--skd-temperature", type=float, metavar="T", help="with --rule skd")
-    laws.add_argument("--n", type=int, default=1, help="rollouts per prompt and law (default: %(default)s)")
-    laws.add_argument("--max-tokens", type=int, default=128, metavar="N", help="default: %(default)s")
-    laws.add_argument("--temperature", type=float, default=1.0, metavar="T", help="default: %(default)s")
-    laws.add_argument("--seed", type=int, default=0, help="of the first rollout; the others count on (default: 0)")
+    policies.add_argument("--rule", nargs="+", choices=others, default=[], help="other policies beside the budgets")
+    policies.add_argument("--skd-top-k", type=int, metavar="K", help="with --rule skd")
+    policies.add_argument("--skd-temperature", type=float, metavar="T", help="with --rule skd")
+    policies.add_argument("--n", type=int, default=1, help="rollouts per prompt and policy (default: %(default)s)")
+    policies.add_argument("--max-tokens", type=int, default=128, metavar="N", help="default: %(default)s")
+    policies.add_argument("--temperature", type=float, default=1.0, metavar="T", help="default: %(default)s")
+    policies.add_argument("--seed", type=int, default=0, help="of the first rollout; the others count on (default: 0)")
     output = parser.add_argument_group("output (besides the terminal)")
     output.add_argument("--html", type=Path, metavar="FILE", help="a self-contained page")
     output.add_argument("--jsonl", type=Path, metavar="FILE", help="a JSON object per rollout")
     return parser
 
 
-def chosen_laws(arguments: argparse.Namespace) -> dict[str, BlendParams]:
+def chosen_policies(arguments: argparse.Namespace) -> dict[str, BlendParams]:
     """Label → parameters, in the order of the command line.
 
     Raises:
@@ -165,7 +165,7 @@ def _require_folders(*outputs: Path | None) -> None:
 
 
 def _draw(
-    command: list[str], prompts: list[str], laws: dict[str, BlendParams], arguments: argparse.Namespace
+    command: list[str], prompts: list[str], policies: dict[str, BlendParams], arguments: argparse.Namespace
 ) -> list[TracedCompletion]:
     print("loading both models …", file=sys.stderr, flush=True)
     from sglang_trb.engine import launcher
@@ -173,7 +173,7 @@ def _draw(
     with launcher.engine(command) as engine:
         tokenizer = engine.tokenizer_manager.tokenizer
         chat = arguments.chat if arguments.chat is not None else bool(tokenizer.chat_template)
-        jobs = list(_jobs(prompts, laws, arguments))
+        jobs = list(_jobs(prompts, policies, arguments))
         print(f"drawing {len(jobs)} rollouts …", file=sys.stderr, flush=True)
         try:
             results = engine.generate(
@@ -195,11 +195,11 @@ def _draw(
 
 
 def _jobs(
-    prompts: list[str], laws: dict[str, BlendParams], arguments: argparse.Namespace
+    prompts: list[str], policies: dict[str, BlendParams], arguments: argparse.Namespace
 ) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """One rollout each: prompt, label, sampling parameters. Laws share seeds, so that they differ in the law only."""
+    """One rollout each: prompt, label, sampling parameters. Policies share seeds and so differ in the policy only."""
     for prompt in prompts:
-        for label, params in laws.items():
+        for label, params in policies.items():
             for sample in range(arguments.n):
                 yield (
                     prompt,

@@ -30,7 +30,7 @@ def shaded(completion: TracedCompletion) -> Text:
 def prompt_table(prompt: str, completions: Sequence[TracedCompletion]) -> Table:
     """One prompt's completions, a row each."""
     table = Table(title=Text(visible(prompt)), title_justify="left", show_lines=True, expand=True)
-    table.add_column("law", no_wrap=True)
+    table.add_column("policy", no_wrap=True)
     table.add_column("text", ratio=1)
     for head in ("mean β", "ΣKL", "teacher log p"):
         table.add_column(head, justify="right", no_wrap=True)
@@ -42,11 +42,11 @@ def prompt_table(prompt: str, completions: Sequence[TracedCompletion]) -> Table:
 
 
 def totals_table(title: str, completions: Sequence[TracedCompletion]) -> Table:
-    """One row per law; a column of right answers where some were judged."""
+    """One row per behaviour policy; a column of right answers where some were judged."""
     rows = {label: totals(group) for label, group in by_label(completions).items()}
     judged = any(row.judged for row in rows.values())
     table = Table(title=title, title_justify="left")
-    table.add_column("law", no_wrap=True)
+    table.add_column("policy", no_wrap=True)
     for head in ("n", "mean β", "β = 1", "ΣKL/rollout", "teacher log p", *("right",) * judged):
         table.add_column(head, justify="right")
     for label, row in rows.items():

@@ -155,15 +155,15 @@ def test_the_banner_hides_keys():
     ]
 
 
-def laws(*arguments):
+def policies(*arguments):
     parser = generate._parser()
-    return generate.chosen_laws(parser.parse_args(["--prompt", "x", *arguments]))
+    return generate.chosen_policies(parser.parse_args(["--prompt", "x", *arguments]))
 
 
 def test_laws_of_generate_follow_the_command_line():
-    assert list(laws()) == ["ε = 0", "ε = 0.01", "ε = 0.1"]
-    assert list(laws("--rule", "teacher")) == ["teacher"]
-    both = laws("--epsilon", "0.1", "1", "--rule", "student", "skd", "--skd-top-k", "5", "--skd-temperature", "0.2")
+    assert list(policies()) == ["ε = 0", "ε = 0.01", "ε = 0.1"]
+    assert list(policies("--rule", "teacher")) == ["teacher"]
+    both = policies("--epsilon", "0.1", "1", "--rule", "student", "skd", "--skd-top-k", "5", "--skd-temperature", "0.2")
     assert list(both) == ["ε = 0.1", "ε = 1", "student", "skd"]
     assert (both["skd"].rule, both["skd"].skd_top_k, both["skd"].skd_temperature) == (Rule.SKD, 5, 0.2)
 
@@ -179,7 +179,7 @@ def test_laws_of_generate_follow_the_command_line():
 )
 def test_laws_that_cannot_be(arguments, says):
     with pytest.raises(InvalidParameter, match=says):
-        laws(*arguments)
+        policies(*arguments)
 
 
 def test_prompt_files(tmp_path):

@@ -12,7 +12,8 @@ from sglang.srt.mem_cache.common import release_kv_cache
 from sglang.srt.runtime_context import get_device
 
 from sglang_trb.engine import backend, containment, hooks
-from sglang_trb.engine.containment import BatchNotBuilt, fail, failure_of
+from sglang_trb.engine.containment import fail, failure_of
+from sglang_trb.engine.scheduling.prefill import BatchNotBuilt, rehearse
 from sglang_trb.engine.scheduling.results import TrbOutputStreamer
 from sglang_trb.engine.worker.paired_worker import PairedWorker
 from sglang_trb.errors import NotInForce
@@ -88,7 +89,7 @@ class TrbScheduler(Scheduler):
     def _add_request_to_queue(self, req: Req, is_retracted: bool = False) -> None:
         if self.blends and not is_retracted and req.to_finish is None:
             try:
-                containment.rehearse(req, self.model_config.vocab_size)
+                rehearse(req, self.model_config.vocab_size)
             except Exception as error:
                 return self._end(req, error)
         return super()._add_request_to_queue(req, is_retracted)

@@ -10,7 +10,6 @@ from sglang_trb.engine.touch_points.points import HOOKED, How, TouchPoint
 STARTUP = "start-up compares it with what SGLang holds (`hooks.require_in_force`)"
 FAULTS = f"{STARTUP}; `tests/server/test_containment.py` raises there"
 
-_ENDS_ALONE = "a request on which it fails ends alone"
 _SHARED_POOL = "both models' KV caches have the same slots"
 _IDENTITY = "`tests/server/test_answers.py` compares answers with transformers"
 _OPTIONS = "`tests/unit/test_server_configs.py` resolves every shipped configuration"
@@ -27,6 +26,10 @@ def _replaced(name: str, ours: str, reason: str, members: str, proof: str = STAR
 
 def _wrapped(name: str, ours: str, reason: str, proof: str = STARTUP) -> TouchPoint:
     return _point(name, How.WRAPPED, ours, reason, proof)
+
+
+def _contained(name: str, ours: str) -> TouchPoint:
+    return _wrapped(name, f"scheduling.wrapped.{ours}", "a request on which it fails ends alone", FAULTS)
 
 
 def _subclassed(name: str, ours: str, reason: str, proof: str, members: str = "") -> TouchPoint:
@@ -69,29 +72,19 @@ _SCHEDULER = (
         merge_batch copy_for_forward apply_logits_bias update_regex_vocab_mask acc_additive_penalties
         acc_scaling_penalties grammar_mask logit_bias min_ps penalizer_orchestrator temperatures top_ks top_ps""",
     ),
-    _wrapped("managers.schedule_batch.Req.update_finish_state", "containment.update_finish_state", _ENDS_ALONE, FAULTS),
+    _contained("managers.schedule_batch.Req.update_finish_state", "update_finish_state"),
+    _contained("managers.schedule_batch.Req.init_next_round_input", "init_next_round_input"),
     _wrapped(
-        "managers.schedule_batch.Req.init_next_round_input", "containment.init_next_round_input", _ENDS_ALONE, FAULTS
-    ),
-    _wrapped(
-        "managers.schedule_batch.ScheduleBatch.prepare_for_extend", "containment.prepare_for_extend",
+        "managers.schedule_batch.ScheduleBatch.prepare_for_extend", "scheduling.prefill.prepare_for_extend",
         "a prefill batch that cannot be built gives back what it took", FAULTS,
     ),
-    _wrapped("managers.schedule_policy.SchedulePolicy.calc_priority", "containment.calc_priority", _ENDS_ALONE, FAULTS),
-    _wrapped("managers.schedule_policy.PrefillAdder.add_one_req", "containment.add_one_req", _ENDS_ALONE, FAULTS),
-    _wrapped(
-        "managers.schedule_policy.PrefillAdder.add_chunked_req", "containment.add_chunked_req", _ENDS_ALONE, FAULTS
-    ),
-    _wrapped(
-        "managers.scheduler_components.logprob_result_processor.SchedulerLogprobResultProcessor"
-        ".add_logprob_return_values",
-        "containment.logprobs", _ENDS_ALONE, FAULTS,
-    ),
-    _wrapped(
-        "managers.scheduler_components.logprob_result_processor.SchedulerLogprobResultProcessor"
-        ".add_input_logprob_return_values",
-        "containment.logprobs", _ENDS_ALONE, FAULTS,
-    ),
+    _contained("managers.schedule_policy.SchedulePolicy.calc_priority", "calc_priority"),
+    _contained("managers.schedule_policy.PrefillAdder.add_one_req", "add_one_req"),
+    _contained("managers.schedule_policy.PrefillAdder.add_chunked_req", "add_chunked_req"),
+    _contained("managers.scheduler_components.logprob_result_processor.SchedulerLogprobResultProcessor"
+        ".add_logprob_return_values", "logprobs"),
+    _contained("managers.scheduler_components.logprob_result_processor.SchedulerLogprobResultProcessor"
+        ".add_input_logprob_return_values", "logprobs"),
     _wrapped(
         "managers.scheduler_components.output_streamer._GenerationStreamAccumulator.accept",
         "scheduling.results.accept",
@@ -116,7 +109,7 @@ _SCHEDULER = (
         "build_additional_customized_info has_additional_customized_info stream_output",
     ),
     _used(
-        "managers.schedule_batch.Req", "containment", "a request's state, marked and given back by us",
+        "managers.schedule_batch.Req", "scheduling.prefill", "a request's state, marked and given back by us",
         "`tests/server/test_containment.py` counts KV slots after each fault",
         """finished finished_reason to_finish finished_len finished_output output_ids skip_radix_cache_insert
         sampling_params return_logprob is_retracted kv extend_range prefix_indices last_node lock_receipt
@@ -130,13 +123,13 @@ _SCHEDULER = (
     ),
     _used("managers.utils.GenerationBatchResult", "scheduling.results", "carries a step's statistics",
           "`Trace.finish` raises when tokens outnumber rows", "auxiliary_host_output copy_done"),
-    _used("managers.schedule_policy.AddReqResult", "containment", "says that a request was passed over", FAULTS,
-          "CONTINUE"),
-    _used("managers.schedule_policy.PrefillAdder", "containment", "admits requests to a prefill batch", FAULTS,
+    _used("managers.schedule_policy.AddReqResult", "scheduling.wrapped", "says that a request was passed over",
+          FAULTS, "CONTINUE"),
+    _used("managers.schedule_policy.PrefillAdder", "scheduling.wrapped", "admits requests to a prefill batch", FAULTS,
           "can_run_list new_chunked_req tree_cache"),
-    _used("mem_cache.base_prefix_cache", "containment", "a request's lock on its prefix", FAULTS,
+    _used("mem_cache.base_prefix_cache", "scheduling.prefill", "a request's lock on its prefix", FAULTS,
           """DecLockRefParams BasePrefixCache.unpin BasePrefixCache.free_kv_row BasePrefixCache.is_chunk_cache"""),
-    _used("managers.schedule_batch.ReqKvInfo", "containment", "the KV slots that a request holds", FAULTS,
+    _used("managers.schedule_batch.ReqKvInfo", "scheduling.prefill", "the KV slots that a request holds", FAULTS,
           "holds_kv kv_allocated_len kv_committed_len cache_protected_len req_pool_idx"),
     _used("mem_cache.memory_pool.ReqToTokenPool", "scheduling.scheduler", "the KV slots of a request", FAULTS,
           "req_to_token"),
@@ -147,7 +140,7 @@ _SCHEDULER = (
           "output_reqs customized_info"),
     _used("configs.model_config.ModelConfig", "scheduling.scheduler", "the ids that end an answer",
           "`tests/server/test_stop_ids.py`", "hf_eos_token_id hf_config model_path vocab_size context_len"),
-    _used("mem_cache.common.release_kv_cache", "containment", "frees what a request holds", FAULTS),
+    _used("mem_cache.common.release_kv_cache", "scheduling.prefill", "frees what a request holds", FAULTS),
 )  # fmt: skip
 
 _WORKER = (
