@@ -95,12 +95,12 @@ def mixed_rows(**every):
 def controls(rows: list[Row], **flags: Any) -> RowControls:
     """The rows as tensors."""
 
-    def column(name: str, dtype: torch.dtype) -> torch.Tensor:
-        return torch.tensor([getattr(row, name) for row in rows], dtype=dtype)
+    def column(name: str, dtype: torch.dtype, other: float = 0.0) -> torch.Tensor:
+        return torch.tensor([getattr(row, name, other) for row in rows], dtype=dtype)
 
     return RowControls(
         rule_B=torch.tensor([row.rule.code for row in rows], dtype=torch.int8),
-        settings={name: column(name, COLUMN_DTYPES[parameter.type]) for name, parameter in PARAMETERS.items()},
+        settings={name: column(name, COLUMN_DTYPES[p.type], p.neutral) for name, p in PARAMETERS.items()},
         temperature_B=column("temperature", torch.float32),
         top_p_B=column("top_p", torch.float32),
         top_k_B=column("top_k", torch.int32),
@@ -133,7 +133,7 @@ def expected(
     adjusted_V: torch.Tensor | None = None,
     mask_V: torch.Tensor | None = None,
 ) -> Expected:
-    """METHODS section 1, "Order of operations in a row", by `reference`."""
+    """docs/methods.md, "Order of operations in a row", by `reference`."""
     mask = np.zeros(len(student_V), bool) if mask_V is None else mask_V.numpy()
 
     def aligned(logits: np.ndarray, own_ids: tuple[int, ...], temperature: float = 1.0) -> np.ndarray:

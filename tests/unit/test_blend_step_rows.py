@@ -52,7 +52,7 @@ def test_errors_are_told_apart():
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: str(rule["rule"]))
 def test_a_teacher_without_support(rule):
-    """A row error where the rule draws from the teacher; elsewhere the student (METHODS, "Defined cases")."""
+    """A row error where the rule draws from the teacher; elsewhere the student (docs/methods.md, "Defined cases")."""
     student_BV, teacher_BV = llm_like(1, 50, seed=12)
     mask_BV = torch.ones(1, 50, dtype=torch.bool)
     mask_BV[:, 10:20] = False
