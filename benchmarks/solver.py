@@ -31,7 +31,7 @@ import torch
 
 from sglang_trb.blend import BlendOutput, RowControls, StopAlignment, blend_step, reference, solver, trust_region_blend
 from sglang_trb.blend.distribution import Distribution
-from sglang_trb.blend.types import RULE_CODES, TOP_K_OFF
+from sglang_trb.blend.types import TOP_K_OFF
 from sglang_trb.wire.params import Rule
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -142,10 +142,8 @@ def step_controls(epsilon_B: torch.Tensor) -> RowControls:
     """Trust-region rows with nothing else asked for but the student's support, as the training loop asks."""
     ones_B = torch.ones_like(epsilon_B)
     return RowControls(
-        rule_B=torch.full_like(epsilon_B, RULE_CODES[Rule.TRUST_REGION], dtype=torch.int8),
-        epsilon_B=epsilon_B.double(),
-        skd_top_k_B=ones_B.int(),
-        skd_temperature_B=ones_B.double(),
+        rule_B=torch.full_like(epsilon_B, Rule.TRUST_REGION.code, dtype=torch.int8),
+        settings={"epsilon": epsilon_B.double(), "skd_top_k": ones_B.int(), "skd_temperature": ones_B.double()},
         temperature_B=ones_B,
         top_p_B=ones_B,
         top_k_B=torch.full_like(epsilon_B, TOP_K_OFF, dtype=torch.int32),
@@ -153,9 +151,7 @@ def step_controls(epsilon_B: torch.Tensor) -> RowControls:
         greedy_B=torch.zeros_like(epsilon_B, dtype=torch.bool),
         seed_B=torch.arange(len(epsilon_B), device=epsilon_B.device),
         position_B=torch.zeros_like(epsilon_B, dtype=torch.int64),
-        any_small_budget=False,
-        any_skd=False,
-        any_teacher=False,
+        work=frozenset({Rule.TRUST_REGION.value}),
         any_filter=False,
         any_temperature=False,
         need_support=True,

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 
 from sglang_trb.blend import RowControls, StopAlignment, reference
-from sglang_trb.blend.types import RULE_CODES, TOP_K_OFF
-from sglang_trb.wire.params import Rule
+from sglang_trb.blend.rules import BLENDED_RULES
+from sglang_trb.blend.types import COLUMN_DTYPES, TOP_K_OFF
+from sglang_trb.wire.rules import PARAMETERS, Rule
 
 INF = float("inf")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -94,14 +95,12 @@ def mixed_rows(**every):
 def controls(rows: list[Row], **flags: Any) -> RowControls:
     """The rows as tensors."""
 
-    def column(name: str, dtype: torch.dtype) -> torch.Tensor:
-        return torch.tensor([getattr(row, name) for row in rows], dtype=dtype)
+    def column(name: str, dtype: torch.dtype, other: float = 0.0) -> torch.Tensor:
+        return torch.tensor([getattr(row, name, other) for row in rows], dtype=dtype)
 
     return RowControls(
-        rule_B=torch.tensor([RULE_CODES[row.rule] for row in rows], dtype=torch.int8),
-        epsilon_B=column("epsilon", torch.float64),
-        skd_top_k_B=column("skd_top_k", torch.int32),
-        skd_temperature_B=column("skd_temperature", torch.float64),
+        rule_B=torch.tensor([row.rule.code for row in rows], dtype=torch.int8),
+        settings={name: column(name, COLUMN_DTYPES[p.type], p.neutral) for name, p in PARAMETERS.items()},
         temperature_B=column("temperature", torch.float32),
         top_p_B=column("top_p", torch.float32),
         top_k_B=column("top_k", torch.int32),
@@ -134,7 +133,7 @@ def expected(
     adjusted_V: torch.Tensor | None = None,
     mask_V: torch.Tensor | None = None,
 ) -> Expected:
-    """METHODS section 1, "Order of operations in a row", by `reference`."""
+    """docs/methods.md, "Order of operations in a row", by `reference`."""
     mask = np.zeros(len(student_V), bool) if mask_V is None else mask_V.numpy()
 
     def aligned(logits: np.ndarray, own_ids: tuple[int, ...], temperature: float = 1.0) -> np.ndarray:
@@ -157,16 +156,9 @@ def expected(
         top_k = TOP_K_OFF if row.greedy else row.top_k
         return reference.filtered(log_p, top_k, float(np.float32(row.top_p)), float(np.float32(row.min_p)))
 
-    if row.rule is Rule.TEACHER:
-        law, beta = filtered(q), 1.0
-        return Expected(student, teacher, p, q, law, beta, _kl(law, p))
-    p = filtered(p)
-    if row.rule is Rule.SKD:
-        law = reference.skd(p, q, row.skd_top_k, row.skd_temperature)
-        return Expected(student, teacher, p, q, law, np.nan, _kl(law, p))
-    epsilon = row.epsilon if row.rule is Rule.TRUST_REGION else 0.0
-    return Expected(student, teacher, p, q, *reference.blend(p, q, epsilon))
-
-
-def _kl(law: np.ndarray, p: np.ndarray) -> float:
-    return max(reference.kl(law, p), 0.0)
+    if row.rule in BLENDED_RULES and BLENDED_RULES[row.rule].filters_teacher:
+        used_p, used_q = p, filtered(q)
+    else:
+        used_p, used_q = p, q = filtered(p), q
+    settings = {parameter.name: getattr(row, parameter.name) for parameter in row.rule.parameters}
+    return Expected(student, teacher, p, q, *reference.RULES[row.rule](used_p, used_q, settings))

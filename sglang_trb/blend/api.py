@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 
-from sglang_trb.blend import reference
+from sglang_trb.blend import solvers
 from sglang_trb.blend.distribution import Distribution, row_groups
-from sglang_trb.blend.solver import SMALL, solve
+from sglang_trb.blend.solver import SMALL
+from sglang_trb.blend.solvers import Solver
 from sglang_trb.blend.types import BlendOutput
 from sglang_trb.errors import InvalidParameter
 
@@ -28,8 +27,8 @@ def trust_region_blend(
         student_logits_BV, teacher_logits_BV: logits [B, V] at temperature 1 or already divided by it; float64, float32,
             bfloat16 or float16, on one device; -inf forbids a token.
         epsilon_B: budgets [B] in nats, a float dtype, >= 0, not NaN; +inf allows the teacher itself.
-        backend: ``reference`` (float64 row by row, the definition), ``torch`` (batched), ``auto`` (the fastest
-            available). ``triton`` is reserved.
+        backend: a name of `solvers.SOLVERS`: ``reference`` (float64 row by row, the definition), ``torch`` (batched);
+            ``auto`` is the fastest on the device. ``triton`` is reserved.
 
     Returns:
         log mu, beta and KL(mu || p); a row in which either model has NaN, +inf or nothing finite is NaN, alone.
@@ -53,9 +52,7 @@ def trust_region_blend(
         raise InvalidParameter("device", sorted(map(str, devices)), "one device for all three tensors")
     if not _capturing(epsilon_B) and not bool((epsilon_B >= 0).all()):
         raise InvalidParameter("epsilon_B", epsilon_B.tolist(), "numbers >= 0 (nats)")
-    if backend not in _BACKENDS:
-        raise InvalidParameter("backend", backend, "one of " + ", ".join(_BACKENDS))
-    return _BACKENDS[backend](student_logits_BV, teacher_logits_BV, epsilon_B)
+    return _blend(student_logits_BV, teacher_logits_BV, epsilon_B, solvers.find(backend, epsilon_B.device))
 
 
 def _capturing(tensor: torch.Tensor) -> bool:
@@ -69,7 +66,7 @@ def _check_logits(name: str, logits_BV: torch.Tensor) -> None:
         raise InvalidParameter(f"{name}.dtype", logits_BV.dtype, f"one of {LOGIT_DTYPES}")
 
 
-def _torch(student_BV: torch.Tensor, teacher_BV: torch.Tensor, epsilon_B: torch.Tensor) -> BlendOutput:
+def _blend(student_BV: torch.Tensor, teacher_BV: torch.Tensor, epsilon_B: torch.Tensor, solve: Solver) -> BlendOutput:
     log_mu_BV = torch.empty_like(student_BV, dtype=torch.float32, memory_format=torch.contiguous_format)
     beta_B, kl_B = (torch.empty_like(log_mu_BV[:, 0]) for _ in range(2))
     any_small = _capturing(epsilon_B) or bool((epsilon_B.gt(0) & epsilon_B.lt(SMALL)).any())
@@ -82,15 +79,3 @@ def _torch(student_BV: torch.Tensor, teacher_BV: torch.Tensor, epsilon_B: torch.
         beta_B[rows] = blend.beta_B.masked_fill(bad_B, torch.nan)
         kl_B[rows] = blend.kl_B.masked_fill(bad_B, torch.nan)
     return BlendOutput(log_mu_BV, beta_B, kl_B)
-
-
-def _triton(*_: torch.Tensor) -> BlendOutput:
-    raise InvalidParameter("backend", "triton", "reference or torch: this version has no Triton kernel")
-
-
-_BACKENDS: dict[str, Callable[..., BlendOutput]] = {
-    "auto": _torch,
-    "torch": _torch,
-    "reference": reference.trust_region_blend,
-    "triton": _triton,
-}

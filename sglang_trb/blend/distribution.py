@@ -43,11 +43,11 @@ def _keep_freed_memory() -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Distribution:
-    """Rows of a law; float64.
+    """Rows of distributions over the vocabulary; float64.
 
     Attributes:
         log_weights_BV: log-probabilities up to the row's ``log_total_B``, from -LIMIT to 0 for a softmax; NEVER off the
-            support. Differences of two laws' log-weights are as exact as those of the logits they came from.
+            support. Differences of two distributions' log-weights are as exact as those of the logits they came from.
         weights_BV: their exponentials, up to a factor per row; 0 off the support, and below 1e-300.
         log_total_B: what to subtract from ``log_weights_BV``.
     """

@@ -1,4 +1,4 @@
-"""Draws that depend on nothing but the row's law and its key (seed, position, stream).
+"""Draws that depend on nothing but the row's distribution and its key (seed, position, stream).
 
 The key is hashed with int64 torch operations, so it gives the same uniform number on every device, in every batch and
 on every rank. Seeds are read from device memory: a captured CUDA graph draws anew at every replay.

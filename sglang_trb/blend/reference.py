@@ -5,12 +5,16 @@ Rows are numpy arrays of log-probabilities over the vocabulary, -inf off their s
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import numpy as np
 import torch
 
-from sglang_trb.blend.distribution import LIMIT
-from sglang_trb.blend.types import TOP_K_OFF, BlendOutput
+from sglang_trb.blend.distribution import LIMIT, Distribution
+from sglang_trb.blend.solver import Blend
+from sglang_trb.blend.types import TOP_K_OFF
 from sglang_trb.pair.alignment import StopAlignment
+from sglang_trb.wire.rules import Rule
 
 BISECTIONS = 200
 Row = np.ndarray
@@ -56,7 +60,7 @@ def mu_at(log_p: Row, log_q: Row, beta: float) -> Row:
 
 
 def blend(log_p: Row, log_q: Row, epsilon: float) -> tuple[Row, float, float]:
-    """log mu, beta and KL(mu || p) of one row, by the defined cases of METHODS section 1 in their order."""
+    """log mu, beta and KL(mu || p) of one row, by the defined cases of docs/methods.md in their order."""
     common = np.isfinite(log_p) & np.isfinite(log_q)
     if epsilon == 0.0 or not common.any():
         return log_p, 0.0, 0.0
@@ -108,7 +112,7 @@ def filtered(log_p: Row, top_k: int = TOP_K_OFF, top_p: float = 1.0, min_p: floa
 
 
 def skd(log_p: Row, log_q: Row, top_k: int, temperature: float) -> Row:
-    """Rule ``skd``: the law of the token that remains after the teacher's replacement draw."""
+    """Rule ``skd``: the distribution of the token that remains after the teacher's replacement draw."""
     in_top = np.zeros(len(log_q), bool)
     in_top[np.argsort(-log_q, kind="stable")[:top_k]] = True
     kept = np.where(in_top, np.exp(log_p), 0.0)
@@ -118,29 +122,33 @@ def skd(log_p: Row, log_q: Row, top_k: int, temperature: float) -> Row:
         return np.log(kept + replaced * np.exp(log_softmax(below / temperature)))
 
 
-def trust_region_blend(
-    student_logits_BV: torch.Tensor, teacher_logits_BV: torch.Tensor, epsilon_B: torch.Tensor
-) -> BlendOutput:
-    """`sglang_trb.trust_region_blend` row by row; a row without a usable student or teacher row is NaN."""
+RuleReference = Callable[[Row, Row, Mapping[str, float]], tuple[Row, float, float]]
+"""From log p, log q and the rule's parameters by name: log mu, beta (NaN where it depends on the draw), KL(mu || p)."""
+
+
+def _skd(log_p: Row, log_q: Row, settings: Mapping[str, float]) -> tuple[Row, float, float]:
+    log_mu = skd(log_p, log_q, int(settings["skd_top_k"]), settings["skd_temperature"])
+    return log_mu, np.nan, max(kl(log_mu, log_p), 0.0)
+
+
+RULES: dict[Rule, RuleReference] = {
+    Rule.TRUST_REGION: lambda log_p, log_q, settings: blend(log_p, log_q, settings["epsilon"]),
+    Rule.STUDENT: lambda log_p, log_q, settings: (log_p, 0.0, 0.0),
+    Rule.TEACHER: lambda log_p, log_q, settings: (log_q, 1.0, max(kl(log_q, log_p), 0.0)),
+    Rule.SKD: _skd,
+}
+"""The definition of every rule, on rows that are filtered as the rule says."""
+
+
+def solve(p: Distribution, q: Distribution, epsilon_B: torch.Tensor) -> Blend:
+    """As `solver.solve`, row by row on the host; rows with beta = 0 are ``p`` bit for bit."""
     rows = [
-        _usable_blend(log_softmax(student), log_softmax(teacher), epsilon)
-        for student, teacher, epsilon in zip(
-            student_logits_BV.double().cpu().numpy(),
-            teacher_logits_BV.double().cpu().numpy(),
-            epsilon_B.tolist(),
-            strict=True,
+        blend(log_p, log_q, epsilon)
+        for log_p, log_q, epsilon in zip(
+            p.log_probs().cpu().numpy(), q.log_probs().cpu().numpy(), epsilon_B.tolist(), strict=True
         )
     ]
-    log_mu, beta, divergence = zip(*rows, strict=True)
-    device = student_logits_BV.device
-    return BlendOutput(
-        torch.from_numpy(np.stack(log_mu)).float().to(device),
-        torch.tensor(beta, dtype=torch.float32, device=device),
-        torch.tensor(divergence, dtype=torch.float32, device=device),
-    )
-
-
-def _usable_blend(log_p: Row, log_q: Row, epsilon: float) -> tuple[Row, float, float]:
-    if np.isfinite(log_p.max()) and np.isfinite(log_q.max()):
-        return blend(log_p, log_q, epsilon)
-    return np.full(log_p.shape, np.nan), np.nan, np.nan
+    device = p.log_weights_BV.device
+    log_mu_BV = torch.tensor(np.array([row[0] for row in rows]).reshape(p.log_weights_BV.shape), device=device)
+    beta_B, kl_B = (torch.tensor([row[i] for row in rows], dtype=torch.float64, device=device) for i in (1, 2))
+    return Blend(p.where(beta_B > 0, Distribution.from_logits(log_mu_BV)), beta_B, kl_B)

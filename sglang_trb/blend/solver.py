@@ -72,7 +72,7 @@ def solve(
     """Blend each row with the largest beta in [0, 1] whose KL(mu_beta || p) stays within its budget.
 
     On S = supp p & supp q, with p restricted to S and renormalised, the budget is epsilon + log p(S); where that is
-    negative or S is empty, beta = 0 and mu = p (METHODS section 1, "Defined cases"). epsilon = 0 gives p bit for bit.
+    negative or S is empty, beta = 0 and mu = p (docs/methods.md, "Defined cases"). epsilon = 0 gives p bit for bit.
 
     Args:
         p, q: softmaxes of student and teacher.
@@ -260,7 +260,7 @@ class _Family:
         return total_B, first_B, variance_B, third_B - 3.0 * first_B * second_B + 2.0 * first_B.pow(3)
 
     def _positive_sum(self, beta_B: torch.Tensor) -> torch.Tensor:
-        """f of laws close to p, to fourteen digits: with y = beta d and s = E_p(e^y - 1),
+        """f of distributions close to p, to fourteen digits: with y = beta d and s = E_p(e^y - 1),
         f = E_p(y e^y - e^y + 1) / (1 + s) - (log(1 + s) - s / (1 + s)), whose second term is of the order of s².
         """
         y_BV = self.ratio_BV * beta_B[:, None]
@@ -276,11 +276,11 @@ class _Family:
 def _restricted(
     p: Distribution, q: Distribution, inside_BV: torch.Tensor
 ) -> tuple[Distribution, Distribution, torch.Tensor, torch.Tensor]:
-    """Both laws on S alone, not renormalised; log p(S); the logarithm of the sum of p's e^log_weights over S."""
+    """Both models on S alone, not renormalised; log p(S); the logarithm of the sum of p's e^log_weights over S."""
 
-    def inside(law: Distribution) -> Distribution:
-        log_weights_BV = torch.where(inside_BV, law.log_weights_BV, NEVER)
-        return Distribution(log_weights_BV, torch.where(inside_BV, law.weights_BV, 0.0), law.log_total_B)
+    def inside(whole: Distribution) -> Distribution:
+        log_weights_BV = torch.where(inside_BV, whole.log_weights_BV, NEVER)
+        return Distribution(log_weights_BV, torch.where(inside_BV, whole.weights_BV, 0.0), whole.log_total_B)
 
     outside_B = torch.where(inside_BV, 0.0, p.weights_BV).sum(1)
     p, q = inside(p), inside(q)

@@ -6,15 +6,16 @@ Legend: _B rows (one request or prefix each), _V vocabulary, _K the 16 ids of a 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
 from sglang_trb.errors import InvalidParameter
-from sglang_trb.wire.params import Rule
+from sglang_trb.wire.rules import PARAMETERS
 
-RULE_CODES = {rule: code for code, rule in enumerate(Rule)}
-"""Value of ``RowControls.rule_B`` for each rule."""
+COLUMN_DTYPES = {int: torch.int32, float: torch.float64}
+"""Of a parameter's column, by its type."""
 
 TOP_K_OFF = 1 << 30
 """SGLang's value of ``top_k`` for the whole vocabulary."""
@@ -46,16 +47,19 @@ class RowControls:
     """How each row of a step is drawn; tensors [B] on the device of the logits.
 
     Attributes:
-        rule_B: int8, `RULE_CODES`.
-        epsilon_B: float64 nats, >= 0; read for ``trust_region`` only.
-        skd_top_k_B, skd_temperature_B: int32 >= 1, float64 > 0; read for ``skd`` only.
+        rule_B: int8, the rules' codes.
+        settings: the rules' parameters by name, a column each: int32 for int, float64 for float, within the range that
+            `sglang_trb.wire.rules` declares; read in the rows of their rule only.
         temperature_B: float32 > 0, finite.
         top_p_B, top_k_B, min_p_B: the filters; 1, TOP_K_OFF and 0 are off.
-        greedy_B: bool, take the argmax of the law; top_k does not filter such a row, top_p and min_p do.
+        greedy_B: bool, take the most likely token of the behaviour policy; top_k does not filter such a row, top_p and
+            min_p do.
         seed_B, position_B: int64, the key of the row's draw.
-        any_...: host flags. False promises that no row needs the work in question; a small budget is one below
-            `solver.SMALL`.
+        work: host side, what some row may ask for beyond the student's own draw (`rules.work_of`); None: anything. A
+            name that is missing promises that no row needs the work.
+        any_filter, any_temperature: host flags; False promises the same of filters and of temperatures other than 1.
         need_support, need_teacher_support: host flags, whether to return the top-16 of each model.
+        backend: the solver's name, as in `trust_region_blend`.
 
     Raises:
         InvalidParameter: a column that could not hold what a request may ask for: 0.1 is more than 0.1 in float32, and
@@ -63,9 +67,7 @@ class RowControls:
     """
 
     rule_B: torch.Tensor
-    epsilon_B: torch.Tensor
-    skd_top_k_B: torch.Tensor
-    skd_temperature_B: torch.Tensor
+    settings: Mapping[str, torch.Tensor]
     temperature_B: torch.Tensor
     top_p_B: torch.Tensor
     top_k_B: torch.Tensor
@@ -73,25 +75,33 @@ class RowControls:
     greedy_B: torch.Tensor
     seed_B: torch.Tensor
     position_B: torch.Tensor
-    any_trust_region: bool = True
-    any_small_budget: bool = True
-    any_skd: bool = True
-    any_teacher: bool = True
+    work: frozenset[str] | None = None
     any_filter: bool = True
     any_temperature: bool = True
     need_support: bool = False
     need_teacher_support: bool = False
+    backend: str = "auto"
 
     def __post_init__(self) -> None:
-        for name in ("epsilon_B", "skd_temperature_B"):
-            if getattr(self, name).dtype != torch.float64:
-                raise InvalidParameter(f"{name}.dtype", getattr(self, name).dtype, "torch.float64")
+        for name, parameter in PARAMETERS.items():
+            wanted = COLUMN_DTYPES[parameter.type]
+            if self.settings[name].dtype != wanted:
+                raise InvalidParameter(f"settings[{name!r}].dtype", self.settings[name].dtype, str(wanted))
+
+    def may_ask(self, work: str) -> bool:
+        """Whether some row may need a rule's work, known without a look at the device."""
+        return self.work is None or work in self.work
+
+    def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> RowControls:
+        """The same with every column changed."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        tensors: dict[str, Any] = {k: change(v) for k, v in values.items() if isinstance(v, torch.Tensor)}
+        settings = {name: change(column_B) for name, column_B in self.settings.items()}
+        return dataclasses.replace(self, settings=settings, **tensors)
 
     def rows(self, start: int, stop: int) -> RowControls:
         """The controls of rows ``start`` to ``stop``."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        tensors: dict[str, Any] = {k: v[start:stop] for k, v in values.items() if isinstance(v, torch.Tensor)}
-        return dataclasses.replace(self, **tensors)
+        return self.map(lambda column_B: column_B[start:stop])
 
 
 Support = tuple[torch.Tensor, torch.Tensor, torch.Tensor]

@@ -7,26 +7,22 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeVar
 
 from sglang_trb.errors import InvalidParameter
+from sglang_trb.wire.rules import (
+    MAX_SKD_TOP_K,
+    MAX_TEMPERATURE,
+    MIN_TEMPERATURE,
+    PARAMETERS,
+    PREFIX,
+    Rule,
+    owners,
+)
 
-PREFIX = "trb_"
-MAX_SKD_TOP_K = 1 << 20
-MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-3, 1e3
-"""Of sampling, apart from greedy, and of the teacher's draw in ``skd``: logits divided by these stay in range."""
-
-
-class Rule(StrEnum):
-    """Who picks the next token (the law of one row)."""
-
-    TRUST_REGION = "trust_region"
-    STUDENT = "student"
-    TEACHER = "teacher"
-    SKD = "skd"
+__all__ = ["MAX_SKD_TOP_K", "MAX_TEMPERATURE", "MIN_TEMPERATURE", "PREFIX", "BlendParams", "Return", "Rule"]
 
 
 class Return(StrEnum):
@@ -39,29 +35,62 @@ class Return(StrEnum):
     SUPPORT_BOTH = "support_both"
 
     def includes(self, level: Return) -> bool:
+        """Whether this level carries what ``level`` carries."""
         order = list(Return)
         return order.index(self) >= order.index(level)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+_RULE_KEY, _RETURN_KEY = PREFIX + "rule", PREFIX + "return"
+_KEYS = (_RULE_KEY, *(parameter.key for parameter in PARAMETERS.values()), _RETURN_KEY)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, init=False)
 class BlendParams:
     """How one request's tokens are drawn and what is reported about them.
 
+    ``BlendParams(Rule.TRUST_REGION, 0.01)``, ``BlendParams(Rule.SKD, skd_top_k=15, skd_temperature=0.6)``: the rule's
+    parameters follow it, in its order or by name. Each is an attribute too, of every rule: ``params.epsilon`` (nats) is
+    the parameter's neutral value, 0, where the rule has no budget.
+
     Attributes:
-        rule: the law of the next token.
-        epsilon: KL(mu || student) budget per token in nats, finite and >= 0; used by ``trust_region`` only
-            (0 for the others).
-        skd_top_k: ``skd`` keeps a student draw that lies in the teacher's top-K; integer >= 1, None otherwise.
-        skd_temperature: temperature of the teacher's replacement draw in ``skd``; MIN_TEMPERATURE to MAX_TEMPERATURE,
-            None otherwise.
+        rule: the behaviour policy of the next token.
+        settings: the values of ``rule.parameters``, in their order.
         returned: how much of the statistics the response carries.
+
+    Raises:
+        InvalidParameter: a value out of its range, one that the rule does not read, or a required one missing.
     """
 
-    rule: Rule = Rule.TRUST_REGION
-    epsilon: float = 0.0
-    skd_top_k: int | None = None
-    skd_temperature: float | None = None
-    returned: Return = Return.SUMMARY
+    rule: Rule
+    settings: tuple[float, ...]
+    returned: Return
+
+    def __init__(
+        self,
+        rule: Rule = Rule.TRUST_REGION,
+        *values: float,
+        returned: Return = Return.SUMMARY,
+        settings: tuple[float, ...] = (),
+        **named: float,
+    ) -> None:
+        values = values + settings
+        names = [parameter.name for parameter in rule.parameters]
+        if len(values) > len(names) or not named.keys() <= {*names[len(values) :]}:
+            received = ", ".join([*map(str, values), *named])
+            raise InvalidParameter("settings", received, f"of rule {rule.value!r} once each: {names}")
+        given = dict(zip(names, values, strict=False)) | named
+        object.__setattr__(self, "rule", rule)
+        object.__setattr__(self, "settings", _settings(rule, given))
+        object.__setattr__(self, "returned", returned)
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in PARAMETERS:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return self.values().get(name, PARAMETERS[name].neutral)
+
+    def values(self) -> dict[str, float]:
+        """The rule's parameters by name."""
+        return {parameter.name: value for parameter, value in zip(self.rule.parameters, self.settings, strict=True)}
 
     @classmethod
     def from_wire(cls, custom_params: Mapping[str, Any] | None, default: BlendParams | None = None) -> BlendParams:
@@ -78,91 +107,57 @@ class BlendParams:
             InvalidParameter: unknown ``trb_`` key, wrong type, out of range, or keys that exclude each other.
         """
         default = default or cls()
-        if custom_params is not None and not isinstance(custom_params, Mapping):
-            raise InvalidParameter("custom_params", custom_params, "an object with flat keys")
-        given = {k: v for k, v in (custom_params or {}).items() if isinstance(k, str) and k.startswith(PREFIX)}
-        for key in sorted(given.keys() - _PARSERS.keys()):
-            close = difflib.get_close_matches(key, _PARSERS, n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            raise InvalidParameter(key, given[key], "the keys " + ", ".join(_PARSERS) + hint)
-        values = {key: _PARSERS[key](key, value) for key, value in given.items()}
-
-        rule = values.get("trb_rule") or (Rule.TRUST_REGION if "trb_epsilon" in values else default.rule)
-        inherited = default if default.rule is rule else cls(rule=Rule.STUDENT)
-        returned = values.get("trb_return", default.returned)
-        _require_only_for(Rule.TRUST_REGION, rule, ("trb_epsilon",), given)
-        _require_only_for(Rule.SKD, rule, ("trb_skd_top_k", "trb_skd_temperature"), given)
-        if rule is Rule.TRUST_REGION:
-            return cls(rule, values.get("trb_epsilon", inherited.epsilon), returned=returned)
-        if rule is not Rule.SKD:
-            return cls(rule, returned=returned)
-        top_k = values.get("trb_skd_top_k", inherited.skd_top_k)
-        temperature = values.get("trb_skd_temperature", inherited.skd_temperature)
-        for key, value in (("trb_skd_top_k", top_k), ("trb_skd_temperature", temperature)):
-            if value is None:
-                raise InvalidParameter(key, None, f"a value is required when trb_rule is {Rule.SKD.value!r}")
-        return cls(rule, 0.0, top_k, temperature, returned)
+        given = _ours(custom_params)
+        values = {x.name: x.parse(given[x.key]) for x in PARAMETERS.values() if x.key in given}
+        rule = _choice(Rule, _RULE_KEY, given[_RULE_KEY]) if _RULE_KEY in given else _named_by(values) or default.rule
+        returned = _choice(Return, _RETURN_KEY, given[_RETURN_KEY]) if _RETURN_KEY in given else default.returned
+        for parameter in (PARAMETERS[name] for name in values):
+            if rule not in (having := owners(parameter)):
+                names = " or ".join(repr(owner.value) for owner in having)
+                allowed = f"only with trb_rule {names} (this request: {rule.value!r})"
+                raise InvalidParameter(parameter.key, given[parameter.key], allowed)
+        inherited = default.values() if default.rule is rule else {}
+        return cls(rule, returned=returned, settings=_settings(rule, inherited | values))
 
     def to_wire(self) -> dict[str, str | float | int]:
         """The ``custom_params`` entries that parse back to these parameters, whatever the server's defaults."""
-        wire: dict[str, str | float | int] = {"trb_rule": self.rule.value, "trb_return": self.returned.value}
-        if self.rule is Rule.TRUST_REGION:
-            wire["trb_epsilon"] = self.epsilon
-        if self.rule is Rule.SKD:
-            assert self.skd_top_k is not None and self.skd_temperature is not None
-            wire |= {"trb_skd_top_k": self.skd_top_k, "trb_skd_temperature": self.skd_temperature}
-        return wire
+        settings = {PARAMETERS[name].key: value for name, value in self.values().items()}
+        return {_RULE_KEY: self.rule.value, _RETURN_KEY: self.returned.value, **settings}
 
 
-def _require_only_for(owner: Rule, rule: Rule, keys: tuple[str, ...], given: Mapping[str, Any]) -> None:
-    for key in keys:
-        if key in given and rule is not owner:
-            allowed = f"only with trb_rule {owner.value!r} (this request: {rule.value!r})"
-            raise InvalidParameter(key, given[key], allowed)
+def _ours(custom_params: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The entries with our prefix, all of them known."""
+    if custom_params is not None and not isinstance(custom_params, Mapping):
+        raise InvalidParameter("custom_params", custom_params, "an object with flat keys")
+    given = {k: v for k, v in (custom_params or {}).items() if isinstance(k, str) and k.startswith(PREFIX)}
+    for key in sorted(given.keys() - {*_KEYS}):
+        close = difflib.get_close_matches(key, _KEYS, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise InvalidParameter(key, given[key], "the keys " + ", ".join(_KEYS) + hint)
+    return given
 
 
-_Parser = Callable[[str, Any], Any]
+def _named_by(values: Mapping[str, float]) -> Rule | None:
+    """The rule that a request means by its parameters alone: an epsilon says ``trust_region``."""
+    naming = [PARAMETERS[name] for name in PARAMETERS if name in values and PARAMETERS[name].names_rule]
+    return owners(naming[0])[0] if naming else None
 
 
-def _choice(enum: type[StrEnum]) -> _Parser:
-    allowed = "one of " + ", ".join(member.value for member in enum)
-
-    def parse(key: str, value: Any) -> StrEnum:
-        if not isinstance(value, str) or value not in list(enum):
-            raise InvalidParameter(key, value, allowed)
-        return enum(value)
-
-    return parse
-
-
-def _number(allowed: str, accepts: Callable[[float], bool]) -> _Parser:
-    def parse(key: str, value: Any) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise InvalidParameter(key, value, allowed)
-        try:
-            number = float(value)
-        except OverflowError:
-            raise InvalidParameter(key, value, allowed) from None
-        if not math.isfinite(number) or not accepts(number):
-            raise InvalidParameter(key, value, allowed)
-        return number
-
-    return parse
+def _settings(rule: Rule, given: Mapping[str, float]) -> tuple[float, ...]:
+    """The rule's parameters, checked and complete, in its order."""
+    settings = []
+    for parameter in rule.parameters:
+        value = given.get(parameter.name, parameter.default)
+        if value is None:
+            raise InvalidParameter(parameter.key, None, f"a value is required when trb_rule is {rule.value!r}")
+        settings.append(parameter.parse(value))
+    return tuple(settings)
 
 
-def _top_k(key: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_SKD_TOP_K:
-        raise InvalidParameter(key, value, f"an integer from 1 to {MAX_SKD_TOP_K}")
-    return value
+_Choice = TypeVar("_Choice", bound=StrEnum)
 
 
-_PARSERS: dict[str, _Parser] = {
-    "trb_rule": _choice(Rule),
-    "trb_epsilon": _number("a finite number >= 0 (nats)", lambda number: number >= 0),
-    "trb_skd_top_k": _top_k,
-    "trb_skd_temperature": _number(
-        f"a number from {MIN_TEMPERATURE} to {MAX_TEMPERATURE}",
-        lambda number: MIN_TEMPERATURE <= number <= MAX_TEMPERATURE,
-    ),
-    "trb_return": _choice(Return),
-}
+def _choice(enum: type[_Choice], key: str, value: Any) -> _Choice:
+    if not isinstance(value, str) or value not in list(enum):
+        raise InvalidParameter(key, value, "one of " + ", ".join(member.value for member in enum))
+    return enum(value)

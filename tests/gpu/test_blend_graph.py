@@ -41,16 +41,15 @@ def inputs(seed, factor=1.0, **flags):
 
 
 def on_gpu(student_BV, teacher_BV, rows):
-    tensors = {name: value.cuda() for name, value in vars(rows).items() if isinstance(value, torch.Tensor)}
-    return student_BV.cuda(), teacher_BV.cuda(), dataclasses.replace(rows, **tensors)
+    return student_BV.cuda(), teacher_BV.cuda(), rows.map(torch.Tensor.cuda)
 
 
 def overwrite(target, source):
     for old, new in zip(target[:2], source[:2], strict=True):
         old.copy_(new)
-    for name, value in vars(target[2]).items():
-        if isinstance(value, torch.Tensor):
-            value.copy_(getattr(source[2], name))
+    sources: list[torch.Tensor] = []
+    source[2].map(lambda column: sources.append(column) or column)
+    target[2].map(lambda column: column.copy_(sources.pop(0)))
 
 
 def tensors(output):
@@ -98,7 +97,7 @@ def test_replays_agree_with_eager_and_with_the_cpu(captured):
         check_same(output, blend_step(*on_gpu(*fresh), ALIGNMENT))
         check_same(output, blend_step(*fresh, ALIGNMENT))
         assert output.error_B.eq(OK).all()
-        budget_B = fresh[2].epsilon_B.cuda() * (1 + 1e-4)
+        budget_B = fresh[2].settings["epsilon"].cuda() * (1 + 1e-4)
         blended_B = fresh[2].rule_B.cuda() == static[2].rule_B[0]
         assert output.kl_B[blended_B].le(budget_B[blended_B]).all()
         tokens.append(output.token_ids_B.tolist())

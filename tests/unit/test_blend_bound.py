@@ -16,7 +16,7 @@ from sglang_trb.wire.params import Rule
 from tests.blend_rows import INF, ONE_STOP, TWO_STOPS, Row, controls, expected
 
 KL_TOLERANCE, BETA_TOLERANCE = 1e-4, 1e-5
-"""METHODS: of |ΔKL| / epsilon and |Δbeta| the kinder one counts; the bound itself has no tolerance."""
+"""docs/methods.md: of |ΔKL| / epsilon and |Δbeta| the kinder one counts; the bound itself has no tolerance."""
 
 ONE_ROUNDING = 1e-18
 """Nats. From this budget on, what the division by the temperature rounds away is within the solver's SLACK; below, the

@@ -15,7 +15,7 @@ from sglang_trb.errors import InvalidParameter, TrbError
 from tests.blend_rows import DTYPES, FLOAT32_ULP, INF, forbid_some, llm_like
 
 KL_TOLERANCE = 1e-4
-"""METHODS: KL <= epsilon (1 + 1e-4). The search ends within MARGIN of the budget; this leaves room for rounding."""
+"""KL <= epsilon (1 + 1e-4) is what docs/methods.md allows. The search ends within MARGIN; the rest is for rounding."""
 assert 1.5 * MARGIN < KL_TOLERANCE
 
 ROUNDING = 1e-12

@@ -28,7 +28,7 @@ from tests.blend_rows import (
 
 NAN = float("nan")
 KL_TOLERANCE = 1e-4
-"""METHODS: KL <= epsilon (1 + 1e-4); the search ends within half of that below the budget."""
+"""docs/methods.md: KL <= epsilon (1 + 1e-4); the search ends within half of that below the budget."""
 
 
 def check_law(row, want, log_mu, output, i):

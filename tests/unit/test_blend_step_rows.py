@@ -52,7 +52,7 @@ def test_errors_are_told_apart():
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: str(rule["rule"]))
 def test_a_teacher_without_support(rule):
-    """A row error where the rule draws from the teacher; elsewhere the student (METHODS, "Defined cases")."""
+    """A row error where the rule draws from the teacher; elsewhere the student (docs/methods.md, "Defined cases")."""
     student_BV, teacher_BV = llm_like(1, 50, seed=12)
     mask_BV = torch.ones(1, 50, dtype=torch.bool)
     mask_BV[:, 10:20] = False
@@ -93,10 +93,8 @@ def test_an_unblended_row_is_the_same_whatever_the_others_do(other):
     mixed = blend_step(student_BV, teacher_BV, controls(busy), TWO_STOPS, need_log_mu=True)
     same_rows(alone, mixed, [1, 2, 4, 5, 7])
     assert not torch.equal(alone.log_mu_BV[0], mixed.log_mu_BV[0])
-    off = {"any_trust_region": False, "any_skd": False, "any_teacher": False, "any_filter": False}
-    without = blend_step(
-        student_BV, teacher_BV, controls(quiet, any_temperature=False, **off), TWO_STOPS, need_log_mu=True
-    )
+    off = controls(quiet, work=frozenset(), any_temperature=False, any_filter=False)
+    without = blend_step(student_BV, teacher_BV, off, TWO_STOPS, need_log_mu=True)
     same_rows(alone, without, slice(None))
 
 
@@ -104,8 +102,8 @@ def test_host_flags_change_no_bit():
     student_BV, teacher_BV = llm_like(6, 151, seed=15)
     rows = [Row(epsilon=0.05, seed=i) for i in range(6)]
     everything = blend_step(student_BV, teacher_BV, controls(rows), TWO_STOPS, need_log_mu=True)
-    flags = dict.fromkeys(("any_skd", "any_teacher", "any_filter", "any_temperature"), False)
-    needed = blend_step(student_BV, teacher_BV, controls(rows, **flags), TWO_STOPS, need_log_mu=True)
+    asked = controls(rows, work=frozenset({"trust_region"}), any_filter=False, any_temperature=False)
+    needed = blend_step(student_BV, teacher_BV, asked, TWO_STOPS, need_log_mu=True)
     same_rows(everything, needed, slice(None))
 
 
@@ -141,12 +139,11 @@ def test_no_host_synchronisation_and_no_data_dependent_shape(alignment, extras):
     """On meta tensors, which have no values, any look at a value raises, and so does a shape that depends on one."""
     student_BV, teacher_BV, adjusted_BV = (torch.empty(4, 50, dtype=torch.bfloat16, device="meta") for _ in range(3))
     rows = controls([Row()] * 4, need_support=extras, need_teacher_support=extras)
-    tensors = {name: value.to("meta") for name, value in vars(rows).items() if isinstance(value, torch.Tensor)}
     options = {}
     if extras:
         mask_BV = torch.empty(4, 50, dtype=torch.bool, device="meta")
         options = {"adjusted_student_logits_BV": adjusted_BV, "mask_BV": mask_BV, "need_log_mu": True}
-    output = blend_step(student_BV, teacher_BV, dataclasses.replace(rows, **tensors), alignment, **options)
+    output = blend_step(student_BV, teacher_BV, rows.map(lambda x: x.to("meta")), alignment, **options)
     assert {x.device.type for x in vars(output).values() if isinstance(x, torch.Tensor)} == {"meta"}
     assert output.token_ids_B.shape == (4,)
 

@@ -19,10 +19,9 @@ params = st.one_of(
     st.builds(
         BlendParams,
         st.just(Rule.SKD),
-        st.just(0.0),
         st.integers(1, MAX_SKD_TOP_K),
         st.floats(MIN_TEMPERATURE, MAX_TEMPERATURE),
-        returns,
+        returned=returns,
     ),
 )
 
@@ -54,8 +53,8 @@ def test_trust_region_without_an_epsilon_takes_the_servers():
 
 
 def test_skd_takes_what_is_missing_from_an_skd_default():
-    default = BlendParams(Rule.SKD, 0.0, 50, 0.2)
-    assert BlendParams.from_wire({"trb_skd_top_k": 15}, default) == BlendParams(Rule.SKD, 0.0, 15, 0.2)
+    default = BlendParams(Rule.SKD, 50, 0.2)
+    assert BlendParams.from_wire({"trb_skd_top_k": 15}, default) == BlendParams(Rule.SKD, 15, 0.2)
 
 
 @pytest.mark.parametrize(

@@ -184,7 +184,7 @@ def test_a_stop_pattern_is_bounded():
 
 
 def test_the_servers_default_law_is_what_a_request_leaves_out():
-    server = dataclasses.replace(SERVER, blend_default=BlendParams(Rule.SKD, 0.0, 5, 1.0))
+    server = dataclasses.replace(SERVER, blend_default=BlendParams(Rule.SKD, 5, 1.0))
     SamplingFields.check({"custom_params": {"trb_rule": "skd"}}, server)
     with pytest.raises(InvalidParameter, match="trb_skd_top_k"):
         SamplingFields.check({"custom_params": {"trb_rule": "skd"}}, SERVER)

@@ -1,7 +1,5 @@
 """Operations, traffic and memory of a step on a device, counted on tensors without values."""
 
-import dataclasses
-
 import pytest
 import torch
 
@@ -11,21 +9,20 @@ from sglang_trb.footprint import GROUP_BYTES, GROUP_MATRICES, SORT_MATRICES, gro
 from tests.blend_rows import TWO_STOPS, Row, controls
 from tests.device_watch import DEVICE, DeviceWatch
 
-OFF = dict.fromkeys(("any_small_budget", "any_skd", "any_teacher", "any_filter", "any_temperature"), False)
-EVERYTHING = dict.fromkeys((*OFF, "need_support", "need_teacher_support"), True)
+OFF = {"work": frozenset({"trust_region"}), "any_filter": False, "any_temperature": False}
+EVERYTHING = {"work": None, "need_support": True, "need_teacher_support": True}
 
 
 def watched(rows, vocab, flags, masked=False):
     """A step of ``rows`` rows; ``masked``: with penalties, a mask and the whole law returned."""
-    asked = controls([Row()] * rows, **flags)
-    columns = {name: x.to(DEVICE) for name, x in vars(asked).items() if isinstance(x, torch.Tensor)}
+    asked = controls([Row()] * rows, **flags).map(lambda x: x.to(DEVICE))
     student_BV, teacher_BV = (torch.empty(rows, vocab, dtype=torch.bfloat16, device=DEVICE) for _ in range(2))
     options = {}
     if masked:
         mask_BV = torch.empty(rows, vocab, dtype=torch.bool, device=DEVICE)
         options = {"adjusted_student_logits_BV": student_BV.float(), "mask_BV": mask_BV, "need_log_mu": True}
     with DeviceWatch() as watch:
-        blend_step(student_BV, teacher_BV, dataclasses.replace(asked, **columns), TWO_STOPS, **options)
+        blend_step(student_BV, teacher_BV, asked, TWO_STOPS, **options)
     return watch
 
 

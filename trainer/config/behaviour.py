@@ -74,7 +74,7 @@ class InterleavedTeacher(Section):
     )
 
     def at(self, step: int) -> tuple[BlendParams, float]:
-        return BlendParams(Rule.SKD, 0.0, self.top_k, self.teacher_temperature, Return.SUPPORT), 1.0
+        return BlendParams(Rule.SKD, self.top_k, self.teacher_temperature, returned=Return.SUPPORT), 1.0
 
 
 class Teacher(Section):

@@ -9,18 +9,18 @@ Legend: _B requests of the batch, _V vocabulary.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
 from sglang.srt.sampling.sampling_batch_info import SamplingBatchInfo
 
 from sglang_trb.blend import RowControls
-from sglang_trb.blend.solver import SMALL
-from sglang_trb.blend.types import RULE_CODES, TOP_K_OFF
+from sglang_trb.blend.rules import columns, work_of
+from sglang_trb.blend.types import TOP_K_OFF
 from sglang_trb.engine.backend import blends
 from sglang_trb.errors import NotInForce
-from sglang_trb.wire.params import BlendParams, Return, Rule
+from sglang_trb.wire.params import BlendParams, Return
 from sglang_trb.wire.trace import Trace
 
 if TYPE_CHECKING:
@@ -48,10 +48,12 @@ class HostRow:
 
     Attributes:
         params: its blending parameters.
-        filters, tempers, biased: whether it filters its law, divides by a temperature, has a logit bias.
+        work: what its rule asks for beyond the student's own draw.
+        filters, tempers, biased: whether it filters its distribution, divides by a temperature, has a logit bias.
     """
 
     params: BlendParams
+    work: frozenset[str]
     filters: bool
     tempers: bool
     biased: bool
@@ -60,8 +62,10 @@ class HostRow:
     def of(cls, req: Req) -> HostRow:
         asked = req.sampling_params
         cuts = 1 < asked.top_k < TOP_K_OFF  # 1 is how SGLang writes greedy, which filters nothing
+        params = trace_of(req).params
         return cls(
-            trace_of(req).params,
+            params,
+            work_of(params),
             filters=cuts or asked.top_p < 1.0 or asked.min_p > 0.0,
             tempers=asked.temperature != 1.0,
             biased=asked.logit_bias is not None,
@@ -73,10 +77,8 @@ class BlendColumns:
     """One row per request: what it asks for on the host, and the parameters' device copies."""
 
     rows: tuple[HostRow, ...]
-    rule_B: torch.Tensor  # int8, index into Rule
-    epsilon_B: torch.Tensor  # float64 nats
-    skd_top_k_B: torch.Tensor  # int32
-    skd_temperature_B: torch.Tensor  # float64
+    rule_B: torch.Tensor  # int8, the rules' codes
+    settings: Mapping[str, torch.Tensor]  # the rules' parameters by name
     seed_B: torch.Tensor  # int64
 
     @classmethod
@@ -91,28 +93,27 @@ class BlendColumns:
 
         return cls(
             rows,
-            column([RULE_CODES[p.rule] for p in params], torch.int8),
-            column([p.epsilon for p in params], torch.float64),
-            column([p.skd_top_k or 1 for p in params], torch.int32),
-            column([p.skd_temperature or 1.0 for p in params], torch.float64),
+            column([p.rule.code for p in params], torch.int8),
+            {name: column(*spelled) for name, spelled in columns(params).items()},
             column(seeds, torch.int64),
         )
 
     def filtered(self, keep: list[int], keep_device: torch.Tensor) -> BlendColumns:
-        return BlendColumns(tuple(self.rows[i] for i in keep), *(c[keep_device] for c in self._columns()))
+        rows = tuple(self.rows[i] for i in keep)
+        settings = {name: column_B[keep_device] for name, column_B in self.settings.items()}
+        return BlendColumns(rows, self.rule_B[keep_device], settings, self.seed_B[keep_device])
 
     def merged(self, other: BlendColumns) -> BlendColumns:
-        pairs = zip(self._columns(), other._columns(), strict=True)
-        return BlendColumns(self.rows + other.rows, *(torch.cat(pair) for pair in pairs))
-
-    def _columns(self) -> tuple[torch.Tensor, ...]:
-        return self.rule_B, self.epsilon_B, self.skd_top_k_B, self.skd_temperature_B, self.seed_B
+        settings = {name: torch.cat((column_B, other.settings[name])) for name, column_B in self.settings.items()}
+        rule_B = torch.cat((self.rule_B, other.rule_B))
+        return BlendColumns(self.rows + other.rows, rule_B, settings, torch.cat((self.seed_B, other.seed_B)))
 
     def any(self, asks: Callable[[HostRow], bool]) -> bool:
         return any(map(asks, self.rows))
 
-    def any_rule(self, rule: Rule) -> bool:
-        return self.any(lambda row: row.params.rule is rule)
+    def work(self) -> frozenset[str]:
+        """What some row asks of a step beyond the student's own draw."""
+        return frozenset().union(*(row.work for row in self.rows))
 
     def any_returns(self, level: Return) -> bool:
         return self.any(lambda row: row.params.returned.includes(level))
@@ -169,9 +170,7 @@ class TrbSamplingBatchInfo(SamplingBatchInfo):
         greedy_B = self.top_ks <= 1
         return RowControls(
             rule_B=blend.rule_B,
-            epsilon_B=blend.epsilon_B,
-            skd_top_k_B=blend.skd_top_k_B,
-            skd_temperature_B=blend.skd_temperature_B,
+            settings=blend.settings,
             temperature_B=self.temperatures.view(-1),
             top_p_B=self.top_ps,
             top_k_B=self.top_ks,
@@ -179,10 +178,7 @@ class TrbSamplingBatchInfo(SamplingBatchInfo):
             greedy_B=greedy_B,
             seed_B=blend.seed_B,
             position_B=positions_B,
-            any_trust_region=blend.any(lambda row: row.params.epsilon > 0),  # 0 for the other rules
-            any_small_budget=blend.any(lambda row: 0 < row.params.epsilon < SMALL),
-            any_skd=blend.any_rule(Rule.SKD),
-            any_teacher=blend.any_rule(Rule.TEACHER),
+            work=blend.work(),
             any_filter=blend.any(lambda row: row.filters),
             any_temperature=blend.any(lambda row: row.tempers),
             need_support=blend.any_returns(Return.SUPPORT),

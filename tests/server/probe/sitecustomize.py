@@ -18,7 +18,11 @@ def record_blend_steps():
     _blend_step = step.blend_step
 
     def recording_blend_step(student_BV, teacher_BV, controls, alignment, **options):
-        rows = {"student": student_BV.clone(), "teacher": teacher_BV.clone(), "epsilon": controls.epsilon_B.clone()}
+        rows = {
+            "student": student_BV.clone(),
+            "teacher": teacher_BV.clone(),
+            "epsilon": controls.settings["epsilon"].clone(),
+        }
         rows |= {"rule": controls.rule_B.clone(), "size": options["valid_vocab_size"]}
         output = _blend_step(student_BV, teacher_BV, controls, alignment, **options)
         rows |= {"beta": output.beta_B, "kl": output.kl_B}
