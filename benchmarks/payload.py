@@ -23,7 +23,7 @@ import torch
 
 from sglang_trb.launch.local_server import serving
 from sglang_trb.wire.params import BlendParams, Return, Rule
-from trainer.rollouts.rollout import Order, RolloutKey, parse_rollout
+from trainer.rollouts.rollout import RolloutKey, RolloutRequest, parse_rollout
 from trainer.run.plan import journal_bytes
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -60,17 +60,19 @@ def parse_arguments() -> argparse.Namespace:
 def measure_once(address: str, mode: Return, args: argparse.Namespace) -> dict[str, float]:
     blend = BlendParams(Rule.TRUST_REGION, EPSILON, returned=mode)
     prompts = [(5 + i % 7, 6, 7) for i in range(args.requests)]
-    orders = [Order(RolloutKey(0, i, 0), p, blend, 1.0, args.tokens, i, "default") for i, p in enumerate(prompts)]
+    requests = [
+        RolloutRequest(RolloutKey(0, i, 0), p, blend, 1.0, args.tokens, i, "default") for i, p in enumerate(prompts)
+    ]
     started = time.perf_counter()
     with ThreadPoolExecutor(args.requests) as pool:
-        bodies = list(pool.map(lambda order: answer(address, order), orders))
+        bodies = list(pool.map(lambda request: answer(address, request), requests))
     seconds = time.perf_counter() - started
     tokens = args.requests * args.tokens
     parsing = time.perf_counter()
-    for order, body in zip(orders, bodies, strict=True):
+    for request, body in zip(requests, bodies, strict=True):
         answered = orjson.loads(body)
         if mode is not Return.NONE:
-            parse_rollout(order, answered)
+            parse_rollout(request, answered)
     parsing = time.perf_counter() - parsing
     return {
         "tokens_per_s": tokens / seconds,
@@ -79,8 +81,8 @@ def measure_once(address: str, mode: Return, args: argparse.Namespace) -> dict[s
     }
 
 
-def answer(address: str, order: Order) -> bytes:
-    body = order.body()
+def answer(address: str, request: RolloutRequest) -> bytes:
+    body = request.body()
     body["sampling_params"]["ignore_eos"] = True
     response = requests.post(f"{address}/generate", json=body, timeout=600)
     response.raise_for_status()

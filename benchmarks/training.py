@@ -28,7 +28,7 @@ import torch
 
 from sglang_trb.blend import StopAlignment
 from sglang_trb.wire.trace import SUPPORT_SIZE, TOKEN_FIELDS
-from trainer.learner.batches import Weighted, collate, deal, micro_batches_per_process
+from trainer.learner.batches import Weighted, collate, micro_batches_per_process, shard_rollouts
 from trainer.rollouts.rollout import Rollout, RolloutKey
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -167,8 +167,8 @@ def our_loop(args: argparse.Namespace, rollouts: Sequence[Rollout]) -> Callable[
     tokens = sum(len(rollout) for rollout in rollouts)
 
     def step(k: int) -> float:
-        (hand,) = deal(weighted, 1, args.micro_batch, micro_batches)
-        return engine.update([collate(part, args.micro_batch) for part in hand], tokens, k).loss
+        (shard,) = shard_rollouts(weighted, 1, args.micro_batch, micro_batches)
+        return engine.update([collate(part, args.micro_batch) for part in shard], tokens, k).loss
 
     return step
 

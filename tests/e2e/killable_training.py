@@ -36,9 +36,9 @@ def main() -> int:
 
         _end_in(TrainEngine, "update", int(count))
     elif where == "evaluation":
-        from trainer.run.leader import Leader
+        from trainer.run import evaluator
 
-        _end_in(Leader, "evaluate", int(count))
+        _end_in(evaluator, "evaluate_benchmark", int(count))
     elif where == "push":
         _in_push(int(count), lambda: os._exit(9))
     elif where == "server_in_push":
@@ -58,7 +58,7 @@ def main() -> int:
     return trb(["train", *arguments])
 
 
-def _end_in(owner: type, method: str, count: int) -> None:
+def _end_in(owner: Any, method: str, count: int) -> None:
     _call_after(owner, method, count, lambda: os._exit(9))
 
 
@@ -73,12 +73,12 @@ def _poison_update(count: int) -> None:
 
     update, passes = TrainEngine.update, 0
 
-    def poisoned(self: Any, hand: Any, *arguments: Any) -> Any:
+    def poisoned(self: Any, shard: Any, *arguments: Any) -> Any:
         nonlocal passes
         passes += 1
         if passes == count:
-            hand[0].position_weight_N[0] = float("nan")
-        return update(self, hand, *arguments)
+            shard[0].position_weight_N[0] = float("nan")
+        return update(self, shard, *arguments)
 
     TrainEngine.update = poisoned  # type: ignore[method-assign]
 
@@ -110,7 +110,7 @@ def _fill_disk(engine: type) -> None:
     engine.save = limited
 
 
-def _call_after(owner: type, method: str, count: int, action: Callable[[], None]) -> None:
+def _call_after(owner: Any, method: str, count: int, action: Callable[[], None]) -> None:
     original: Callable[..., Any] = getattr(owner, method)
     passes = 0
 

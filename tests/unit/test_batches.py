@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.rollout_answers import make_rollout
-from trainer.learner.batches import Weighted, collate, deal, micro_batches_per_process
+from trainer.learner.batches import Weighted, collate, micro_batches_per_process, shard_rollouts
 from trainer.rollouts.rollout import RolloutKey
 
 
@@ -20,42 +20,42 @@ def make(lengths, teacher_support=False):
 def test_every_rollout_is_dealt_once_and_nobody_gets_more_than_fits(sequences, processes, size):
     weighted = make([1 + i % 60 for i in range(sequences)])
     count = micro_batches_per_process(sequences, processes, size)
-    hands = deal(weighted, processes, size, count)
-    assert len(hands) == processes and {len(hand) for hand in hands} == {count}
-    assert all(len(part) <= size for hand in hands for part in hand)
-    keys = sorted(w.rollout.key for hand in hands for part in hand for w in part)
+    shards = shard_rollouts(weighted, processes, size, count)
+    assert len(shards) == processes and {len(shard) for shard in shards} == {count}
+    assert all(len(part) <= size for shard in shards for part in shard)
+    keys = sorted(w.rollout.key for shard in shards for part in shard for w in part)
     assert keys == [w.rollout.key for w in weighted]
     shuffled = [weighted[i] for i in np.random.default_rng(0).permutation(sequences)]
-    again = deal(shuffled, processes, size, count)
-    assert [[[w.rollout.key for w in part] for part in hand] for hand in again] == [
-        [[w.rollout.key for w in part] for part in hand] for hand in hands
+    again = shard_rollouts(shuffled, processes, size, count)
+    assert [[[w.rollout.key for w in part] for part in shard] for shard in again] == [
+        [[w.rollout.key for w in part] for part in shard] for shard in shards
     ], "whatever order they finished in"
 
 
 def test_like_lengths_come_together():
-    hands = deal(make([1, 30, 2, 29, 3, 28]), 1, 2, 3)
-    assert [sorted(len(w.rollout) for w in part) for part in hands[0]] == [[29, 30], [3, 28], [1, 2]]
+    shards = shard_rollouts(make([1, 30, 2, 29, 3, 28]), 1, 2, 3)
+    assert [sorted(len(w.rollout) for w in part) for part in shards[0]] == [[29, 30], [3, 28], [1, 2]]
 
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_micro_batch_mean_counts_every_micro_batch_by_its_sequences(processes):
     """Five sequences of 8, 1, 2, 5, 4 tokens, two in a micro-batch: of T = 20 tokens one counts T s / (S t)."""
     weighted = [Weighted(w.rollout, np.ones(len(w.rollout), np.float32)) for w in make([8, 1, 2, 5, 4])]
-    hands = deal(weighted, processes, 2, 4 // processes, "micro_batch_mean")
-    found = [[[len(w.rollout) for w in part] for part in hand] for hand in hands]
+    shards = shard_rollouts(weighted, processes, 2, 4 // processes, "micro_batch_mean")
+    found = [[[len(w.rollout) for w in part] for part in shard] for shard in shards]
     assert found == {1: [[[8, 1], [2, 5], [4], []]], 2: [[[8, 2], [4]], [[1, 5], []]]}[processes]
-    for part in (part for hand in hands for part in hand):
+    for part in (part for shard in shards for part in shard):
         tokens = sum(len(w.rollout) for w in part)
         for w in part:
             np.testing.assert_array_equal(w.position_weight_T, np.float32(20 * len(part) / (5 * tokens)))
-    total = sum(w.position_weight_T.sum(dtype=np.float64) for hand in hands for part in hand for w in part)
+    total = sum(w.position_weight_T.sum(dtype=np.float64) for shard in shards for part in shard for w in part)
     assert total == pytest.approx(20), "as many as of the token mean"
 
 
 def test_tensors_line_up_token_by_token():
-    hand = make([3, 5], teacher_support=True)
-    batch = collate(hand, 3, teacher_support=True)
-    first, second = (w.rollout for w in hand)
+    shard = make([3, 5], teacher_support=True)
+    batch = collate(shard, 3, teacher_support=True)
+    first, second = (w.rollout for w in shard)
     assert batch.input_ids_BT.shape == (3, 8) and batch.input_ids_BT.dtype == torch.int64
     assert batch.input_ids_BT[0, :6].tolist() == [*first.prompt_ids, *first.token_ids_T]
     assert batch.prompt_lengths_B.tolist() == [3, 3, 1] and batch.response_lengths_B.tolist() == [3, 5, 0]

@@ -16,7 +16,7 @@ from aiohttp import web
 
 from sglang_trb.wire.packing import pack, unpack
 from sglang_trb.wire.params import BlendParams, Return, Rule
-from tests.rollout_answers import VERSION, make_answer, make_order
+from tests.rollout_answers import VERSION, make_answer, make_request
 from trainer.rollouts import servers
 from trainer.rollouts.client import Refused, TrbClient, session
 from trainer.rollouts.collector import CollectionFailed, Collector
@@ -25,9 +25,9 @@ from trainer.rollouts.rollout import OtherLaw, RolloutKey
 from trainer.rollouts.servers import ServerPool, ServersGone
 
 KEYS = [RolloutKey(0, prompt, sample) for prompt in range(6) for sample in range(2)]
-ORDERS = [make_order(key) for key in KEYS]
+REQUESTS = [make_request(key) for key in KEYS]
 OPTIONS = {"max_in_flight": 3, "request_timeout_s": 1.0, "max_attempts": 3}
-BY_SEED = {order.seed: order for order in ORDERS}
+BY_SEED = {request.seed: request for request in REQUESTS}
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +39,7 @@ class FakeServer:
     """Answers as a blended server would, after the misdeeds that are asked of it.
 
     Args:
-        misdeeds: for the n-th generation request, a function (order, answer) → response; then it behaves.
+        misdeeds: for the n-th generation request, a function (request, answer) → response; then it behaves.
     """
 
     def __init__(self, misdeeds=(), version=VERSION):
@@ -71,12 +71,12 @@ class FakeServer:
         await self.runner.cleanup()
 
     async def generate(self, request):
-        order = BY_SEED[(await request.json())["sampling_params"]["sampling_seed"]]
-        self.asked[order.key] += 1
-        answer = self.answer(order)
+        request = BY_SEED[(await request.json())["sampling_params"]["sampling_seed"]]
+        self.asked[request.key] += 1
+        answer = self.answer(request)
         answer["meta_info"]["trb"]["student_weight_version"] = self.version
         if self.misdeeds:
-            response = self.misdeeds.pop(0)(order, answer)
+            response = self.misdeeds.pop(0)(request, answer)
             return await response if asyncio.iscoroutine(response) else response
         return web.json_response(answer)
 
@@ -90,31 +90,31 @@ class FakeServer:
 
 
 def text(status, body="words"):
-    return lambda order, answer: web.Response(status=status, text=body)
+    return lambda request, answer: web.Response(status=status, text=body)
 
 
-def hang(order, answer):
+def hang(request, answer):
     async def wait():
         await asyncio.sleep(60)
 
     return wait()
 
 
-def without_statistics(order, answer):
+def without_statistics(request, answer):
     del answer["meta_info"]["trb"]
     return web.json_response(answer)
 
 
-def cut_in_the_middle(order, answer):
+def cut_in_the_middle(request, answer):
     return web.Response(text=json.dumps(answer)[:100])
 
 
-def other_version(order, answer):
+def other_version(request, answer):
     answer["meta_info"]["trb"]["student_weight_version"] = "run/step-999"
     return web.json_response(answer)
 
 
-def aborted(order, answer):
+def aborted(request, answer):
     answer["meta_info"]["finish_reason"] = {"type": "abort"}
     return web.json_response(answer)
 
@@ -128,9 +128,9 @@ async def collect(fakes, tmp_path, *, unreachable_s=5.0, resync=resync, notes=No
     note = (lambda line: None) if notes is None else notes.append
     async with session() as http:
         pool = ServerPool([TrbClient(fake.url, http) for fake in fakes], unreachable_s, note)
-        pool.expect(VERSION, resync)
+        pool.publish(VERSION, resync)
         with StepJournal(step_path(tmp_path, 0)) as journal:
-            await Collector(pool, **options, note=note).collect(ORDERS, journal, share)
+            await Collector(pool, **options, note=note).collect(REQUESTS, journal, share)
             return journal
 
 
@@ -182,7 +182,9 @@ def test_finished_rollouts_are_not_drawn_again(tmp_path):
 
 def of_prompts(prompts, misdeed):
     """Misdo the requests of some prompts, answer the others."""
-    return [lambda order, answer: misdeed(order, answer) if order.key.prompt in prompts else web.json_response(answer)]
+    return [
+        lambda request, answer: misdeed(request, answer) if request.key.prompt in prompts else web.json_response(answer)
+    ]
 
 
 @pytest.mark.parametrize("misdeed", [text(400, "token 0 could not be drawn"), text(500), without_statistics, hang])
@@ -218,20 +220,20 @@ def test_an_evaluation_puts_up_with_any_number(tmp_path):
 def test_a_server_that_filters_stops_the_step_at_once(tmp_path):
     """Asked for the student's own law, it answers from a part of it; asking again would not help."""
 
-    def halved(order, answer):
+    def halved(request, answer):
         trb = answer["meta_info"]["trb"]
         trb["behavior_logprob"] = pack(unpack(trb["student_logprob"]) + np.float32(np.log(2)))
         return web.json_response(answer)
 
     async def scenario():
         blend = BlendParams(Rule.STUDENT, returned=Return.SUPPORT)
-        orders = [dataclasses.replace(order, blend=blend) for order in ORDERS]
+        requests = [dataclasses.replace(request, blend=blend) for request in REQUESTS]
         async with FakeServer([halved] * 1000) as fake, session() as http:
             pool = ServerPool([TrbClient(fake.url, http)], 5.0, lambda line: None)
-            pool.expect(VERSION, resync)
-            fake.answer = lambda order: make_answer(dataclasses.replace(order, blend=blend))
+            pool.publish(VERSION, resync)
+            fake.answer = lambda request: make_answer(dataclasses.replace(request, blend=blend))
             with StepJournal(step_path(tmp_path, 0)) as journal, pytest.raises(OtherLaw, match="filtered sampling"):
-                await Collector(pool, **OPTIONS).collect(orders, journal, 0.1)
+                await Collector(pool, **OPTIONS).collect(requests, journal, 0.1)
 
     run(scenario)
 
@@ -253,10 +255,10 @@ def test_more_in_the_journal_than_is_wanted_does_not_hinder(tmp_path):
     async def scenario():
         async with FakeServer() as fake, session() as http:
             pool = ServerPool([TrbClient(fake.url, http)], 5.0, lambda line: None)
-            pool.expect(VERSION, resync)
+            pool.publish(VERSION, resync)
             with StepJournal(step_path(tmp_path, 0)) as journal:
-                await Collector(pool, **OPTIONS).collect(ORDERS[2:], journal, 0.1)
-                await asyncio.wait_for(Collector(pool, **OPTIONS).collect(ORDERS[:3], journal, 0.1), 5)
+                await Collector(pool, **OPTIONS).collect(REQUESTS[2:], journal, 0.1)
+                await asyncio.wait_for(Collector(pool, **OPTIONS).collect(REQUESTS[:3], journal, 0.1), 5)
                 check_complete(journal, fake)
 
     run(scenario)
@@ -301,7 +303,7 @@ def test_a_server_that_dies_is_noticed_waited_for_and_updated(tmp_path):
         notes = []
         async with FakeServer() as fake:
 
-            async def die(order, answer):
+            async def die(request, answer):
                 await fake.site.stop()
                 fake.version = "run/step-0-of-the-checkpoint"
                 asyncio.get_running_loop().call_later(0.3, lambda: asyncio.ensure_future(fake.listen(fake.port)))
@@ -341,7 +343,7 @@ def test_a_dead_server_does_not_hold_up_the_others(tmp_path):
             clients = [TrbClient(url, http) for url in ("http://127.0.0.1:9", fake.url)]
             pool = ServerPool(clients, 60.0, lambda line: None)
             for version in ("run/step-1", VERSION):
-                pool.expect(version, lambda client, v=version: client.post("/update_weights_from_disk", body(v), 5))
+                pool.publish(version, lambda client, v=version: client.post("/update_weights_from_disk", body(v), 5))
                 started = time.monotonic()
                 await pool.all_ready()
                 assert time.monotonic() - started < 5
@@ -376,7 +378,7 @@ def test_a_server_that_is_not_one_to_use_stops_at_once(tmp_path):
     async def scenario():
         async with FakeServer() as fake, session() as http:
             pool = ServerPool([TrbClient(fake.url, http)], 5.0, lambda line: None, check=check)
-            pool.expect(VERSION, resync)
+            pool.publish(VERSION, resync)
             with pytest.raises(RuntimeError, match="another pair"):
                 await pool.all_ready()
 
@@ -389,7 +391,7 @@ def test_work_is_shared_and_its_amount_is_bounded(tmp_path):
             most = Counter()
 
             def slow(fake):
-                async def answer(order, answer):
+                async def answer(request, answer):
                     under_way[fake] += 1
                     most[fake] = max(most[fake], under_way[fake])
                     await asyncio.sleep(0.02)
@@ -424,7 +426,7 @@ def test_a_full_disk_stops_the_step(tmp_path, monkeypatch):
 
 def test_stopping_in_the_middle_keeps_what_was_finished(tmp_path):
     async def scenario():
-        async with FakeServer([*[lambda order, answer: web.json_response(answer)] * 5, *[hang] * 50]) as fake:
+        async with FakeServer([*[lambda request, answer: web.json_response(answer)] * 5, *[hang] * 50]) as fake:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(0.5):
                     await collect([fake], tmp_path, request_timeout_s=30)

@@ -19,7 +19,7 @@ from sglang_trb.pair.alignment import StopAlignment
 from sglang_trb.pair.pair import Pair
 from tests.pairs import TOKENIZER_SIZE, build_pair
 from trainer.config.run import Optimisation
-from trainer.learner.batches import Weighted, collate, deal, micro_batches_per_process
+from trainer.learner.batches import Weighted, collate, micro_batches_per_process, shard_rollouts
 from trainer.losses.reverse_kl import ReverseKL, reverse_kl
 from trainer.rollouts.rollout import Rollout, RolloutKey
 
@@ -124,11 +124,14 @@ def worker(rank, world, port, case, queue):
             return TrainEngine(student, settings, ReverseKL(), processes, count * case.copies, bf16=case.bf16)
 
         engine = make_engine()
-        hand = [collate(part, 2) for part in processes.deal(deal(weighted(), world, 2, count, case.aggregation))]
+        shard = [
+            collate(part, 2)
+            for part in processes.scatter(shard_rollouts(weighted(), world, 2, count, case.aggregation))
+        ]
         tokens = sum(len(w.rollout) for w in weighted())
         updates = []
         for step in range(case.updates):
-            brought = _poisoned(hand) if step == case.poison and rank == 0 else hand
+            brought = _poisoned(shard) if step == case.poison and rank == 0 else shard
             updates.append(engine.update(brought * case.copies, tokens * case.copies, step))
             if case.resume_folder is not None and step == 0:
                 engine.save(case.resume_folder)
@@ -161,10 +164,10 @@ class Case:
     poison: int | None = None
 
 
-def _poisoned(hand):
-    weight_N = hand[0].position_weight_N.clone()
+def _poisoned(shard):
+    weight_N = shard[0].position_weight_N.clone()
     weight_N[0] = float("nan")
-    return [dataclasses.replace(hand[0], position_weight_N=weight_N), *hand[1:]]
+    return [dataclasses.replace(shard[0], position_weight_N=weight_N), *shard[1:]]
 
 
 def run(case):

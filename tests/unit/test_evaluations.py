@@ -42,6 +42,7 @@ class FakeLeader:
 
     def __init__(self, config, pair, note, on_rollout, *, trains):
         assert not trains, "an evaluation has no use for the training problems"
+        self.servers = self
 
     def __enter__(self):
         return self
@@ -49,17 +50,22 @@ class FakeLeader:
     def __exit__(self, *_):
         pass
 
-    def serve_folder(self, folder, step):
-        self.served = (str(folder), step)
+    def weight_version(self, step):
+        return f"step-{step}"
 
-    def evaluate(self, benchmark, step):
-        assert self.served[1] == step
-        return pass_at_1([0.5] * 4 if step else []), 1
+    def publish_folder(self, folder, weight_version):
+        self.served = (str(folder), weight_version)
+
+
+def measure(leader, benchmark, step):
+    assert leader.served[1] == f"step-{step}"
+    return pass_at_1([0.5] * 4 if step else []), 1
 
 
 @pytest.fixture
 def no_server(monkeypatch):
     monkeypatch.setattr(evaluation, "Leader", FakeLeader)
+    monkeypatch.setattr(evaluation, "evaluate_benchmark", measure)
     monkeypatch.setattr(evaluation.Pair, "load", lambda student, teacher: None)
     monkeypatch.setattr(evaluation, "require_weights", lambda field, folder: None)
 

@@ -91,14 +91,14 @@ def test_a_gold_answer_that_equals_nothing_is_a_fault(grader):
 def test_faults_are_counted_and_said_and_in_no_mean(grader):
     """Of a step with an answer and a gold answer that cannot be computed, and a prompt without a gold answer."""
     from trainer.run.leader import Leader
-    from trainer.run.training import _rewards
+    from trainer.run.measurements import rewards
 
     leader, notes = Leader.__new__(Leader), []
-    leader.tokenizer = SimpleNamespace(decode=lambda text, skip_special_tokens: text)
-    leader._grader, leader._note = grader, notes.append
+    leader._tokenizer = SimpleNamespace(decode=lambda text, skip_special_tokens: text)
+    leader._grader, leader.note = grader, notes.append
     responses = [SimpleNamespace(token_ids_T=rf"\boxed{{{text}}}") for text in ("7", "10^{10^{10}}", "7", "8", "9")]
-    grades = leader._graded(responses, ["7", "7", "10^{10^{10}}", "7", None])
-    assert _rewards(grades) == {"rollout/grader_faults": 2.0, "rollout/reward": 0.5}
+    grades = leader.grade(responses, ["7", "7", "10^{10^{10}}", "7", None])
+    assert rewards(grades) == {"rollout/grader_faults": 2.0, "rollout/reward": 0.5}
     assert notes == ["the grader has no verdict on 2 of 4 responses, one for: no verdict within 0.5 s of CPU time"]
 
 

@@ -49,7 +49,7 @@ class Parts(SessionPusher):
 
 
 def push(server: Server, pusher: SessionPusher) -> None:
-    pusher.hold(WEIGHTS, "run/step-1")
+    pusher.publish(WEIGHTS, "run/step-1")
     asyncio.run(pusher.resync(server))  # type: ignore[arg-type]
 
 
@@ -60,7 +60,7 @@ def test_parts_are_full_and_a_large_tensor_is_one_of_its_own(size, want):
 
 def test_the_version_goes_with_the_last_part():
     parts = Parts(120)
-    parts.hold(WEIGHTS, "run/step-1")
+    parts.publish(WEIGHTS, "run/step-1")
     assert [parts._version_with(i, [{}, {}, {}]) for i in range(3)] == [{}, {}, {"weight_version": "run/step-1"}]
 
 
@@ -97,7 +97,7 @@ def test_a_student_of_the_hub_is_held_as_its_own_tensors(route, tmp_path, monkey
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(hub_cache(tmp_path / "hub", "some/student", student)))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     pusher = make_pusher(Push(route=route), tmp_path, "some/student")
-    pusher.hold_folder("some/student", "run/step-0@token")
+    pusher.publish_folder("some/student", "run/step-0@token")
     if route == "disk":  # in a folder that the servers share, with all that makes a checkpoint
         server = Server()
         asyncio.run(pusher.resync(server))

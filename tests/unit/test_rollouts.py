@@ -11,16 +11,16 @@ import pytest
 
 from sglang_trb.wire.packing import pack, unpack
 from sglang_trb.wire.params import BlendParams, Return, Rule
-from tests.rollout_answers import make_answer, make_order
+from tests.rollout_answers import make_answer, make_request
 from trainer.rollouts.rollout import OtherLaw, RolloutKey, UntrustedRollout, parse_rollout
 
 KEY = RolloutKey(3, 7, 1)
 
 
 def test_a_good_answer_keeps_its_numbers():
-    order = make_order(KEY, teacher_support=True)
-    answer = make_answer(order, 6)
-    rollout = parse_rollout(order, answer)
+    request = make_request(KEY, teacher_support=True)
+    answer = make_answer(request, 6)
+    rollout = parse_rollout(request, answer)
     trb = answer["meta_info"]["trb"]
     assert (rollout.key, rollout.finish, len(rollout)) == (KEY, "stop", 6)
     assert rollout.token_ids_T.tolist() == answer["output_ids"]
@@ -71,40 +71,40 @@ BROKEN = [
 
 @pytest.mark.parametrize(("path", "value", "named"), BROKEN)
 def test_anything_else_is_refused_by_name(path, value, named):
-    order = make_order(KEY)
-    answer = make_answer(order)
+    request = make_request(KEY)
+    answer = make_answer(request)
     break_path(answer, path, value)
     with pytest.raises(UntrustedRollout, match=named):
-        parse_rollout(order, answer)
+        parse_rollout(request, answer)
 
 
 def test_a_response_that_was_cut_off_before_its_length_is_refused():
-    order = make_order(KEY)
-    answer = make_answer(order, order.max_new_tokens)
+    request = make_request(KEY)
+    answer = make_answer(request, request.max_new_tokens)
     answer["meta_info"]["finish_reason"] = {"type": "length"}
-    assert len(parse_rollout(order, answer)) == order.max_new_tokens
-    shorter = make_answer(order, order.max_new_tokens - 2)
+    assert len(parse_rollout(request, answer)) == request.max_new_tokens
+    shorter = make_answer(request, request.max_new_tokens - 2)
     shorter["meta_info"]["finish_reason"] = {"type": "length"}
     with pytest.raises(UntrustedRollout, match="62 tokens, cut off"):
-        parse_rollout(order, shorter)
+        parse_rollout(request, shorter)
 
 
 @pytest.mark.parametrize(("temperature", "moved", "refused"), [(1.0, 0.0, False), (1.0, 2e-4, True), (0.9, 0.5, False)])
 def test_the_students_own_law_is_the_one_that_was_drawn_from(temperature, moved, refused):
     blend = BlendParams(Rule.STUDENT, returned=Return.TOKENS)
-    order = dataclasses.replace(make_order(KEY), blend=blend, temperature=temperature)
-    answer = make_answer(order)
+    request = dataclasses.replace(make_request(KEY), blend=blend, temperature=temperature)
+    answer = make_answer(request)
     trb = answer["meta_info"]["trb"]
     behavior_T = unpack(trb["behavior_logprob"]).copy()
     behavior_T[2] += np.float32(moved)
     trb["behavior_logprob"] = pack(behavior_T)
     with pytest.raises(OtherLaw, match="filtered sampling") if refused else contextlib.nullcontext():
-        parse_rollout(order, answer)
+        parse_rollout(request, answer)
 
 
 def test_no_value_that_changes_the_law_is_left_to_the_server():
     """SGLang fills in what is missing from its own preferences; these are all its fields, but for those of the text."""
-    sent = make_order(KEY).body()["sampling_params"].keys()
+    sent = make_request(KEY).body()["sampling_params"].keys()
     of_text = {"skip_special_tokens", "spaces_between_special_tokens", "no_stop_trim", "stream_interval"}
     made_by_sglang = {"stop_strs", "stop_regex_strs", "stop_str_max_len", "stop_regex_max_len", "is_normalized"}
     sampling_params = pytest.importorskip("sglang.srt.sampling.sampling_params").SamplingParams
@@ -115,7 +115,7 @@ def test_no_value_that_changes_the_law_is_left_to_the_server():
 @pytest.mark.parametrize("answer", [None, [], "text", {}, {"meta_info": None}, {"meta_info": {"trb": None}}])
 def test_garbage_is_refused(answer):
     with pytest.raises(UntrustedRollout):
-        parse_rollout(make_order(KEY), answer)
+        parse_rollout(make_request(KEY), answer)
 
 
 def test_seeds_depend_on_prompt_and_sample_and_differ():

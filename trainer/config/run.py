@@ -178,6 +178,12 @@ class Evaluation(Section):
     max_new_tokens: int = Field(8192, ge=1, description="Table 3")
     grader_workers: int = Field(2, ge=1, description="processes of the pool that runs math-verify")
 
+    def is_due(self, step: int, steps: int) -> bool:
+        """Whether the student after ``step`` of the run's ``steps`` updates is to be evaluated."""
+        if not self.every or not self.benchmarks:
+            return False
+        return self.at_start if step == 0 else step % self.every == 0 or step == steps
+
     @model_validator(mode="after")
     def _different_names(self) -> Self:
         names = [benchmark.name for benchmark in self.benchmarks]

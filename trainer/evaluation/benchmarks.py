@@ -1,4 +1,4 @@
-"""A benchmark as it is drawn: its problems, rendered, and the orders of its responses."""
+"""A benchmark as it is drawn: its problems, rendered, and the requests of its responses."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trainer.data.problems import Problem
 from trainer.data.prompts import Renderer
 from trainer.data.record import BenchmarkData, digest
 from trainer.errors import TrainerError
-from trainer.rollouts.rollout import Order, RolloutKey
+from trainer.rollouts.rollout import RolloutKey, RolloutRequest
 
 
 class TooLong(TrainerError, ValueError):
@@ -64,17 +64,17 @@ class RenderedBenchmark:
             count = f"{len(too_long)} of {len(self.problems)} problems"
             note(f"{self.settings.name}: {count} are longer than the {room} tokens that the servers' context leaves")
 
-    def orders(self, config: RunConfig, step: int, weight_version: str, room: int) -> list[Order]:
+    def requests(self, config: RunConfig, step: int, weight_version: str, room: int) -> list[RolloutRequest]:
         """The student's own responses; one of them brings the numbers that show whose law they were drawn from."""
         settings, too_long = config.evaluation, set(self.too_long(room))
-        orders: list[Order] = []
+        requests: list[RolloutRequest] = []
         for index, prompt in enumerate(self.prompts):
             for sample in range(self.settings.samples if index not in too_long else 0):
                 key = RolloutKey(step, index, sample)
-                blend = BlendParams(Rule.STUDENT, returned=Return.SUMMARY if orders else Return.TOKENS)
+                blend = BlendParams(Rule.STUDENT, returned=Return.SUMMARY if requests else Return.TOKENS)
                 seed, limit = key.seed(~config.seed), settings.max_new_tokens
-                orders.append(Order(key, prompt, blend, settings.temperature, limit, seed, weight_version))
-        return orders
+                requests.append(RolloutRequest(key, prompt, blend, settings.temperature, limit, seed, weight_version))
+        return requests
 
     def file_name(self, config: RunConfig) -> str:
         """Of the journal: other for all that decides about a response and its grade, but not for how many there are."""

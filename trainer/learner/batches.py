@@ -86,7 +86,7 @@ def micro_batches_per_process(sequences: int, processes: int, micro_batch_size: 
     return math.ceil(math.ceil(sequences / processes) / micro_batch_size)
 
 
-def deal(
+def shard_rollouts(
     rollouts: Sequence[Weighted],
     processes: int,
     micro_batch_size: int,
@@ -108,37 +108,37 @@ def deal(
         order = sorted(rollouts, key=lambda w: w.rollout.key)
     else:
         order = sorted(rollouts, key=lambda w: (-len(w.rollout.prompt_ids) - len(w.rollout.token_ids_T), w.rollout.key))
-    hands: list[list[list[Weighted]]] = [[[] for _ in range(micro_batches)] for _ in range(processes)]
+    shards: list[list[list[Weighted]]] = [[[] for _ in range(micro_batches)] for _ in range(processes)]
     for i, weighted in enumerate(order):
         turn, process = divmod(i, processes)
-        hands[process][turn // micro_batch_size].append(weighted)
-    return micro_batch_mean(hands) if aggregation == "micro_batch_mean" else hands
+        shards[process][turn // micro_batch_size].append(weighted)
+    return micro_batch_mean(shards) if aggregation == "micro_batch_mean" else shards
 
 
-def micro_batch_mean(hands: Sequence[Sequence[Sequence[Weighted]]]) -> list[list[list[Weighted]]]:
+def micro_batch_mean(shards: Sequence[Sequence[Sequence[Weighted]]]) -> list[list[list[Weighted]]]:
     """Weights that make the mean over all tokens the mean over micro-batches of the mean over their tokens.
 
     A micro-batch counts by its sequences, over all processes: each of its t tokens counts T s / (S t), with s its
     sequences, S and T the sequences and tokens of all.
     """
-    dealt = [weighted for hand in hands for part in hand for weighted in part]
-    tokens_a_sequence = sum(len(weighted.rollout) for weighted in dealt) / max(len(dealt), 1)
+    every = [weighted for shard in shards for part in shard for weighted in part]
+    tokens_a_sequence = sum(len(weighted.rollout) for weighted in every) / max(len(every), 1)
 
     def weigh(part: Sequence[Weighted]) -> list[Weighted]:
         scale = np.float32(tokens_a_sequence * len(part) / max(sum(len(weighted.rollout) for weighted in part), 1))
         return [Weighted(weighted.rollout, weighted.position_weight_T * scale) for weighted in part]
 
-    return [[weigh(part) for part in hand] for hand in hands]
+    return [[weigh(part) for part in shard] for shard in shards]
 
 
-def collate(hand: Sequence[Weighted], micro_batch_size: int, *, teacher_support: bool = False) -> MicroBatch:
+def collate(part: Sequence[Weighted], micro_batch_size: int, *, teacher_support: bool = False) -> MicroBatch:
     """One micro-batch as tensors; sequences that are missing become a single token without a response.
 
     Args:
-        hand: at most ``micro_batch_size``; none is allowed.
+        part: at most ``micro_batch_size``; none is allowed.
         teacher_support: whether the loss needs the teacher's top-16; the rollouts must have it then.
     """
-    rollouts = [weighted.rollout for weighted in hand]
+    rollouts = [weighted.rollout for weighted in part]
     sequences = [np.concatenate([r.prompt_ids, r.token_ids_T]) for r in rollouts]
     sequences += [np.zeros(1, np.int32)] * (micro_batch_size - len(sequences))
     longest = max(len(sequence) for sequence in sequences)
@@ -159,7 +159,7 @@ def collate(hand: Sequence[Weighted], micro_batch_size: int, *, teacher_support:
         rollout_logprob_N=_joined([r.tokens["student_logprob"] for r in rollouts], np.float32, ()),
         student_entropy_N=_joined([r.tokens["student_entropy"] for r in rollouts], np.float32, ()),
         teacher_entropy_N=_joined([r.tokens["teacher_entropy"] for r in rollouts], np.float32, ()),
-        position_weight_N=_joined([weighted.position_weight_T for weighted in hand], np.float32, ()),
+        position_weight_N=_joined([weighted.position_weight_T for weighted in part], np.float32, ()),
     )
 
 

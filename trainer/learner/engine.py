@@ -99,22 +99,22 @@ class TrainEngine:
             dist_init_required=False,
         )
 
-    def update(self, hand: Sequence[MicroBatch], total_tokens: int, step: int) -> Update:
+    def update(self, shard: Sequence[MicroBatch], total_tokens: int, step: int) -> Update:
         """One optimiser step, or none where there is no finite gradient; all processes agree.
 
         Args:
-            hand: this process's micro-batches, as many as every other's.
+            shard: this process's micro-batches, as many as every other's.
             total_tokens: response tokens of the global batch, which the weighted loss is a mean over; 0 where no
                 rollout could be had.
             step: k, for losses with a schedule.
         """
-        assert len(hand) == self._micro_batches
+        assert len(shard) == self._micro_batches
         learning_rate = self._engine.get_lr()[0]
         if total_tokens == 0:
             return Update(math.nan, math.nan, learning_rate, math.nan, math.nan, {}, applied=False)
         totals: dict[str, float] = {}
         drift_max = 0.0
-        for micro_batch in hand:
+        for micro_batch in shard:
             output, drift_N = self._forward(micro_batch.to(self._processes.device), step)
             # DeepSpeed divides by the micro-batches and averages over the processes: undone here, so that what is
             # minimised is the sum over all tokens divided by their number.

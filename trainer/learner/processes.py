@@ -5,10 +5,12 @@ Started with plain ``python``, torchrun or the deepspeed launcher; the last two 
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -22,12 +24,17 @@ PATIENCE = datetime.timedelta(days=7)
 _ALONE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
 
 
+Resource = TypeVar("Resource")
+
+
 class OtherProcessFailed(TrainerError, RuntimeError):
     """Another training process could not do its part; its own log says why."""
 
 
 class Processes:
-    """All processes of the run, this one among them. Joins them when made; one object per process.
+    """All processes of the run, this one among them. Joins them when made, leaves when its context ends.
+
+    One object per process; every process calls every method, in the same order.
 
     Attributes:
         rank, world: 0 <= rank < world.
@@ -43,6 +50,12 @@ class Processes:
         # For Python objects, which NCCL would carry through the GPU.
         self._control = dist.new_group(backend="gloo", timeout=PATIENCE) if self.world > 1 else None
 
+    def __enter__(self) -> Processes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.leave()
+
     @property
     def leads(self) -> bool:
         """Whether this is the process that talks to servers, grades and writes."""
@@ -56,8 +69,8 @@ class Processes:
         dist.broadcast_object_list(box, src=0, group=self._control)
         return box[0]
 
-    def deal(self, parts: Sequence[Any] | None) -> Any:
-        """Hand the leader's ``parts``, one per process, to their processes."""
+    def scatter(self, parts: Sequence[Any] | None) -> Any:
+        """This process's one of the leader's ``parts``, of which there is one per process."""
         if self.world == 1:
             assert parts is not None
             return parts[0]
@@ -92,6 +105,30 @@ class Processes:
             raise error
         if failed:
             raise OtherProcessFailed("another training process failed; its log says why")
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """What fails in the block on one process is raised on all, after it; also a barrier.
+
+        Raises:
+            OtherProcessFailed: where the error is another process's.
+        """
+        error: BaseException | None = None
+        try:
+            yield
+        except Exception as caught:  # handed to every process, and raised here
+            error = caught
+        self.agree(error)
+
+    @contextlib.contextmanager
+    def on_leader(self, make: Callable[[], AbstractContextManager[Resource]]) -> Iterator[Resource | None]:
+        """Make and enter what the leader alone has; the others get None, once it is there."""
+        with contextlib.ExitStack() as stack:
+            resource = None
+            with self.together():
+                if self.leads:
+                    resource = stack.enter_context(make())
+            yield resource
 
     def leave(self) -> None:
         """Take the process group down."""

@@ -27,7 +27,7 @@ class DiskPusher(Pusher):
         self.folder, self._source = folder, source
         self._current: str | None = None
 
-    def hold(self, weights: Mapping[str, torch.Tensor], weight_version: str) -> None:
+    def publish(self, weights: Mapping[str, torch.Tensor], weight_version: str) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         target = self.folder / weight_version.replace("/", "-")
         if target.exists():
@@ -36,14 +36,14 @@ class DiskPusher(Pusher):
         for other in self.folder.iterdir():
             if other != target:
                 shutil.rmtree(other)
-        self.hold_folder(target, weight_version)
+        self.publish_folder(target, weight_version)
 
-    def hold_folder(self, folder: str | Path, weight_version: str) -> None:
+    def publish_folder(self, folder: str | Path, weight_version: str) -> None:
         if not Path(folder).is_dir():  # an id on the hub: its snapshot is in a cache that the servers need not share
-            return self.hold(read_weights(folder), weight_version)
+            return self.publish(read_weights(folder), weight_version)
         self._current, self._version = os.fspath(Path(folder).resolve()), weight_version
 
     async def resync(self, client: TrbClient) -> None:
-        assert self._current is not None, "hold() comes first"
+        assert self._current is not None, "publish() comes first"
         body = {"model_path": self._current, "weight_version": self._version, "flush_cache": True}
         await client.post("/update_weights_from_disk", body, PUSH_SECONDS)

@@ -26,11 +26,11 @@ class Pusher(abc.ABC):
     """A route to the servers."""
 
     @abc.abstractmethod
-    def hold(self, weights: Weights, weight_version: str) -> None:
+    def publish(self, weights: Weights, weight_version: str) -> None:
         """Make this the version that `resync` brings servers to."""
 
     @abc.abstractmethod
-    def hold_folder(self, folder: str | Path, weight_version: str) -> None:
+    def publish_folder(self, folder: str | Path, weight_version: str) -> None:
         """The same with a checkpoint that is on disk already."""
 
     @abc.abstractmethod
@@ -57,14 +57,14 @@ class SessionPusher(Pusher):
         self._bucket_bytes = bucket_bytes
         self._weights: Weights = {}
 
-    def hold(self, weights: Weights, weight_version: str) -> None:
+    def publish(self, weights: Weights, weight_version: str) -> None:
         self._weights, self._version = weights, weight_version
 
-    def hold_folder(self, folder: str | Path, weight_version: str) -> None:
-        self.hold(read_weights(folder), weight_version)
+    def publish_folder(self, folder: str | Path, weight_version: str) -> None:
+        self.publish(read_weights(folder), weight_version)
 
     async def resync(self, client: TrbClient) -> None:
-        assert self._weights, "hold() comes first"
+        assert self._weights, "publish() comes first"
         await _begin(client)
         try:
             await self._send_all(client, list(_buckets(self._weights, self._bucket_bytes)))

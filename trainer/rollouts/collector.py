@@ -1,6 +1,6 @@
 """Draws the rollouts of one step from all servers, each rollout once, whatever fails meanwhile.
 
-What is drawn depends on the orders alone: neither which server answers, nor when, nor how often it was asked.
+What is drawn depends on the requests alone: neither which server answers, nor when, nor how often it was asked.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from trainer.errors import TrainerError
 from trainer.rollouts.client import Faulty, Refused, TookTooLong, TrbClient, Unreachable
 from trainer.rollouts.journal import StepJournal
-from trainer.rollouts.rollout import Order, Refusal, Rollout, RolloutKey, UntrustedRollout, parse_rollout
+from trainer.rollouts.rollout import Refusal, Rollout, RolloutKey, RolloutRequest, UntrustedRollout, parse_rollout
 from trainer.rollouts.servers import ServerPool, ServersGone
 
 
@@ -46,13 +46,13 @@ class Collector:
         self._max_in_flight, self._timeout_s, self._max_attempts = max_in_flight, request_timeout_s, max_attempts
         self._on_progress, self._note = on_progress, note
 
-    async def collect(self, orders: Sequence[Order], journal: StepJournal, max_refused_share: float) -> None:
+    async def collect(self, requests: Sequence[RolloutRequest], journal: StepJournal, max_refused_share: float) -> None:
         """Draw what the journal lacks, journal it as it comes.
 
         Args:
-            orders: what is wanted.
+            requests: what is wanted.
             journal: open.
-            max_refused_share: of the orders that may be refused. Those of one prompt always may: no single problem
+            max_refused_share: of the requests that may be refused. Those of one prompt always may: no single problem
                 ends a run.
 
         Raises:
@@ -61,7 +61,7 @@ class Collector:
             ServersGone: no server is left.
             OSError: the journal cannot be written.
         """
-        step = _Step(orders, journal, max_refused_share, self._on_progress)
+        step = _Step(requests, journal, max_refused_share, self._on_progress)
         if step.queue.empty():
             return
         await self._forget_prefixes()
@@ -102,36 +102,36 @@ class Collector:
     async def _work(self, client: TrbClient, step: _Step) -> None:
         while True:
             await self.pool.ready(client)
-            order = await step.queue.get()
+            request = await step.queue.get()
             try:
-                entry = await self._draw(client, order)
+                entry = await self._draw(client, request)
             except Unreachable as error:
                 self.pool.lost(client, str(error))
-                step.queue.put_nowait(order)
+                step.queue.put_nowait(request)
             except TookTooLong as error:
-                self._count_failure(step, order, error)
+                self._count_failure(step, request, error)
             except (Faulty, UntrustedRollout) as error:
                 # Whatever made it answer so, it must prove its weights before it is asked again.
                 self.pool.lost(client, f"{client.url}: {error}")
-                self._count_failure(step, order, error)
+                self._count_failure(step, request, error)
             else:
                 step.finish(entry)
 
-    async def _draw(self, client: TrbClient, order: Order) -> Rollout | Refusal:
+    async def _draw(self, client: TrbClient, request: RolloutRequest) -> Rollout | Refusal:
         try:
-            answer = await client.generate(order.body(), self._timeout_s)
+            answer = await client.generate(request.body(), self._timeout_s)
         except Refused as error:
-            return Refusal(order.key, str(error))
-        return parse_rollout(order, answer)
+            return Refusal(request.key, str(error))
+        return parse_rollout(request, answer)
 
-    def _count_failure(self, step: _Step, order: Order, error: Exception) -> None:
-        step.failures[order.key] += 1
-        count = step.failures[order.key]
-        self._note(f"rollout {order.key} failed ({count} of {self._max_attempts}): {error}")
+    def _count_failure(self, step: _Step, request: RolloutRequest, error: Exception) -> None:
+        step.failures[request.key] += 1
+        count = step.failures[request.key]
+        self._note(f"rollout {request.key} failed ({count} of {self._max_attempts}): {error}")
         if count < self._max_attempts:
-            step.queue.put_nowait(order)
+            step.queue.put_nowait(request)
         else:
-            step.finish(Refusal(order.key, f"failed {count} times, the last time: {error}"))
+            step.finish(Refusal(request.key, f"failed {count} times, the last time: {error}"))
 
 
 class _Step:
@@ -139,16 +139,16 @@ class _Step:
 
     def __init__(
         self,
-        orders: Sequence[Order],
+        requests: Sequence[RolloutRequest],
         journal: StepJournal,
         max_refused_share: float,
         on_progress: Callable[[int, int, int], None],
     ) -> None:
-        self.journal, self.wanted = journal, len(orders)
-        self.queue: asyncio.Queue[Order] = asyncio.Queue()
-        for order in orders:
-            if order.key not in journal.entries:
-                self.queue.put_nowait(order)
+        self.journal, self.wanted = journal, len(requests)
+        self.queue: asyncio.Queue[RolloutRequest] = asyncio.Queue()
+        for request in requests:
+            if request.key not in journal.entries:
+                self.queue.put_nowait(request)
         self.failures: Counter[RolloutKey] = Counter()
         self.complete = asyncio.Event()
         self._missing = self.queue.qsize()

@@ -6,7 +6,7 @@ Legend: _T generated tokens, _K the 16 ids of a support.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -62,7 +62,7 @@ class RolloutKey:
 
 
 @dataclasses.dataclass(frozen=True)
-class Order:
+class RolloutRequest:
     """One rollout to draw."""
 
     key: RolloutKey
@@ -126,7 +126,13 @@ class Refusal:
     reason: str
 
 
-def parse_rollout(order: Order, answer: Any) -> Rollout:
+def refusals_told(refused: Sequence[Refusal], wanted: int) -> str:
+    """For people: how many of the wanted responses are missing, and why one of them is."""
+    first = refused[0]
+    return f"{len(refused)} of {wanted} responses could not be had and are left out; {first.key}: {first.reason}"
+
+
+def parse_rollout(request: RolloutRequest, answer: Any) -> Rollout:
     """Read and check a server's answer.
 
     Raises:
@@ -135,70 +141,74 @@ def parse_rollout(order: Order, answer: Any) -> Rollout:
         OtherLaw: the student's own rule at temperature 1 was drawn from something else than the student's law.
     """
     try:
-        return _parse(order, answer)
+        return _parse(request, answer)
     except (KeyError, TypeError, AttributeError, InvalidParameter) as error:
         what = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise UntrustedRollout(f"malformed answer: {what}") from None
 
 
-def _parse(order: Order, answer: Any) -> Rollout:
+def _parse(request: RolloutRequest, answer: Any) -> Rollout:
     meta = answer["meta_info"]
     trb = meta["trb"]
     finish = meta["finish_reason"]["type"]
     _require("finish_reason", finish, finish in FINISHED, " or ".join(FINISHED))
-    _require("prompt_tokens", meta["prompt_tokens"], meta["prompt_tokens"] == len(order.prompt_ids), "the prompt's")
-    _check_asked(order, trb)
+    _require("prompt_tokens", meta["prompt_tokens"], meta["prompt_tokens"] == len(request.prompt_ids), "the prompt's")
+    _check_asked(request, trb)
     ids = answer["output_ids"]
     valid = isinstance(ids, list) and all(type(i) is int and 0 <= i < 1 << 31 for i in ids)
     _require("output_ids", "no list of token ids", valid and len(ids) > 0, "at least one token id")
-    _require("output_ids", f"{len(ids)} tokens", len(ids) <= order.max_new_tokens, f"at most {order.max_new_tokens}")
+    _require(
+        "output_ids", f"{len(ids)} tokens", len(ids) <= request.max_new_tokens, f"at most {request.max_new_tokens}"
+    )
     if finish == "length":
         _require(
-            "output_ids", f"{len(ids)} tokens, cut off", len(ids) == order.max_new_tokens, str(order.max_new_tokens)
+            "output_ids", f"{len(ids)} tokens, cut off", len(ids) == request.max_new_tokens, str(request.max_new_tokens)
         )
-    returned = order.blend.returned
+    returned = request.blend.returned
     return Rollout(
-        key=order.key,
-        weight_version=order.weight_version,
+        key=request.key,
+        weight_version=request.weight_version,
         finish=finish,
-        prompt_ids=np.asarray(order.prompt_ids, np.int32),
+        prompt_ids=np.asarray(request.prompt_ids, np.int32),
         token_ids_T=np.asarray(ids, np.int32),
-        tokens=_tokens(order, trb, len(ids)) if returned.includes(Return.TOKENS) else {},
+        tokens=_tokens(request, trb, len(ids)) if returned.includes(Return.TOKENS) else {},
         support=_support(trb, "support", len(ids)) if returned.includes(Return.SUPPORT) else {},
         teacher_support=_support(trb, "teacher_support", len(ids)) if returned.includes(Return.SUPPORT_BOTH) else None,
     )
 
 
-def _check_asked(order: Order, trb: Mapping[str, Any]) -> None:
+def _check_asked(request: RolloutRequest, trb: Mapping[str, Any]) -> None:
     asked = {
-        "student_weight_version": order.weight_version,
-        "rule": order.blend.rule.value,
-        "epsilon": order.blend.epsilon,
+        "student_weight_version": request.weight_version,
+        "rule": request.blend.rule.value,
+        "epsilon": request.blend.epsilon,
     }
     for name, value in asked.items():
         _require(name, trb[name], trb[name] == value, repr(value))
 
 
-def _tokens(order: Order, trb: Mapping[str, Any], length: int) -> dict[str, np.ndarray]:
+def _tokens(request: RolloutRequest, trb: Mapping[str, Any], length: int) -> dict[str, np.ndarray]:
     tokens = {name: _array(trb, name, (length,)) for name in TOKEN_FIELDS}
     _require("beta", "a value outside", bool(((tokens["beta"] >= 0) & (tokens["beta"] <= 1)).all()), "[0, 1]")
-    if order.blend.rule is Rule.TRUST_REGION:
+    if request.blend.rule is Rule.TRUST_REGION:
         largest = float(tokens["kl"].max())
-        _require("kl", largest, largest <= order.blend.epsilon * (1 + 1e-3), f"at most epsilon {order.blend.epsilon}")
-    _check_law(order, tokens)
+        _require(
+            "kl", largest, largest <= request.blend.epsilon * (1 + 1e-3), f"at most epsilon {request.blend.epsilon}"
+        )
+    _check_law(request, tokens)
     return tokens
 
 
-def _check_law(order: Order, tokens: Mapping[str, np.ndarray]) -> None:
+def _check_law(request: RolloutRequest, tokens: Mapping[str, np.ndarray]) -> None:
     """Where the law must be the student's own, log mu is log p."""
-    if order.blend.rule is not Rule.STUDENT or order.temperature != 1.0:
+    if request.blend.rule is not Rule.STUDENT or request.temperature != 1.0:
         return
     behavior_T, student_T = tokens["behavior_logprob"], tokens["student_logprob"]
     apart_T = np.where(behavior_T == student_T, 0.0, np.abs(behavior_T - student_T))  # inf - inf is NaN
     if not apart_T.max() <= LAW_TOLERANCE:
         raise OtherLaw(
             f"filtered sampling: rule student at temperature 1 has log mu up to {apart_T.max():.2g} nats from log p "
-            f"({order.key}); allowed: {LAW_TOLERANCE:g}. Does the server change the logits, or filter them?"
+            f"({request.key}); allowed: {LAW_TOLERANCE:g}. Does the server change the logits, or filter them?"
         )
 
 

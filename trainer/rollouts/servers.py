@@ -61,7 +61,7 @@ class ServerPool:
         self._resync: Resync | None = None
         self._states = {client.url: _State() for client in clients}
 
-    def expect(self, weight_version: str, resync: Resync) -> None:
+    def publish(self, weight_version: str, resync: Resync) -> None:
         """From now on a server must hold this version; ``resync`` brings one to it."""
         self.weight_version, self._resync = weight_version, resync
         for state in self._states.values():
@@ -80,7 +80,7 @@ class ServerPool:
     async def ready(self, client: TrbClient) -> None:
         """Return once the server answers and holds the wanted version; at once when that is known.
 
-        Before `expect` was called any version is wanted.
+        Before `publish` was called any version is wanted.
 
         Raises:
             ServersGone: it has been gone for ``unreachable_s``; one that is asked for again is looked at once more.

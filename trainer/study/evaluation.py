@@ -13,6 +13,7 @@ from trainer.errors import TrainerError
 from trainer.learner.checkpoints import Checkpoint, CheckpointStore
 from trainer.learner.student_folder import STUDENT_FIELD
 from trainer.records import Evaluation, write_evaluation
+from trainer.run.evaluator import evaluate_benchmark
 from trainer.run.folder import claimed
 from trainer.run.leader import Leader
 from trainer.statistics import PassAt1
@@ -68,10 +69,10 @@ def evaluate_checkpoint(
             config, Pair.load(config.models.student, config.models.teacher), note, on_rollout, trains=False
         ) as leader,
     ):
-        leader.serve_folder(folder, step)
+        leader.servers.publish_folder(folder, leader.weight_version(step))
         for benchmark in config.evaluation.benchmarks:
             note(f"{benchmark.name}: the student after {step} updates")
-            evaluation = _evaluation(config, benchmark, step, *leader.evaluate(benchmark, step))
+            evaluation = _evaluation(config, benchmark, step, *evaluate_benchmark(leader, benchmark, step))
             yield evaluation
             write_evaluation(config.run_folder, evaluation)
 

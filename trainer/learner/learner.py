@@ -1,0 +1,100 @@
+"""The learner: from a step's rollouts to an update of the student."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from sglang_trb.pair.pair import Pair
+from trainer.config.run import RunConfig
+from trainer.learner.batches import MicroBatch, collate, micro_batches_per_process, shard_rollouts, weighted
+from trainer.learner.engine import TrainEngine, Update
+from trainer.learner.processes import Processes
+from trainer.learner.student import Student
+from trainer.learner.update_check import Skips, check_update
+from trainer.records import Row
+from trainer.rollouts.rollout import Rollout
+
+
+class Learner:
+    """The student while it is trained; every process makes one and calls every method, in the same order.
+
+    Args:
+        config: the run.
+        pair: as this process read it from the checkpoints.
+        processes: of the run.
+        note: called with a line for people.
+
+    Attributes:
+        skips: updates that were skipped so far.
+    """
+
+    def __init__(self, config: RunConfig, pair: Pair, processes: Processes, note: Callable[[str], None]) -> None:
+        self._config, self._processes, self._note = config, processes, note
+        settings, rollouts = config.optimisation, config.rollouts
+        torch.manual_seed(config.seed)
+        bf16 = config.models.dtype == "bfloat16"
+        student = Student(
+            config.models.student,
+            pair,
+            dtype=torch.bfloat16 if bf16 else torch.float32,
+            gradient_checkpointing=settings.gradient_checkpointing,
+            chunk=settings.logits_chunk,
+        )
+        sequences = rollouts.prompts_per_step * rollouts.samples_per_prompt
+        self._micro_batches = micro_batches_per_process(sequences, processes.world, settings.micro_batch_size)
+        self._engine = TrainEngine(student, settings, config.loss, processes, self._micro_batches, bf16=bf16)
+        self.skips = Skips()
+
+    def update(self, rollouts: Sequence[Rollout], step: int) -> Update:
+        """One optimiser step on the rollouts of step k.
+
+        Args:
+            rollouts: the leader's; what others bring is not looked at.
+            step: k.
+
+        Raises:
+            EnginesDisagree, NotFinite: as `update_check.check_update`.
+        """
+        micro_batches, tokens = self._scatter(rollouts)
+        update = self._engine.update(micro_batches, tokens, step)
+        self.skips = check_update(update, self.skips, self._config.optimisation, step, self._note)
+        return update
+
+    def measure(self, update: Update) -> Row:
+        """The last update as it is recorded."""
+        return {
+            "train/loss": update.loss,
+            "train/grad_norm": update.grad_norm,
+            "train/lr": update.learning_rate,
+            "drift/mean_abs": update.drift_mean,
+            "drift/max_abs": update.drift_max,
+            "train/skipped_updates": float(self.skips.total),
+            **{f"rollout/{name}": value for name, value in update.metrics.items()},
+        }
+
+    def weights(self) -> dict[str, torch.Tensor] | None:
+        """`TrainEngine.weights`: whole, on the leader; None elsewhere."""
+        return self._engine.weights()
+
+    def save(self, folder: Path) -> None:
+        """`TrainEngine.save`: the state of the optimiser and of what it moves."""
+        self._engine.save(folder)
+
+    def load(self, folder: Path) -> None:
+        """`TrainEngine.load`: go back to what `save` wrote."""
+        self._engine.load(folder)
+
+    def _scatter(self, rollouts: Sequence[Rollout]) -> tuple[list[MicroBatch], int]:
+        """This process's micro-batches, and the response tokens of all."""
+        size, loss = self._config.optimisation.micro_batch_size, self._config.loss
+        every = None
+        if self._processes.leads:
+            every = shard_rollouts(
+                weighted(loss, rollouts), self._processes.world, size, self._micro_batches, loss.aggregation
+            )
+        shard = self._processes.scatter(every)
+        tokens = self._processes.share(sum(len(rollout) for rollout in rollouts))
+        return [collate(part, size, teacher_support=loss.needs_teacher_support) for part in shard], tokens

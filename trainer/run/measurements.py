@@ -1,0 +1,48 @@
+"""What a step's rollouts were like, as it is recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from trainer.grading.grader import Grade, Verdict
+from trainer.records import Row
+from trainer.rollouts.rollout import Rollout
+from trainer.rollouts.teacher_check import teacher_row
+
+
+def of_rollouts(rollouts: Sequence[Rollout], grades: Sequence[Grade | None], seconds: float) -> Row:
+    """The row of a step's rollouts.
+
+    Args:
+        rollouts: all of the step; none, if all were refused.
+        grades: one for each; None where its problem has no gold answer.
+        seconds: that drawing them took.
+    """
+    return (_drawn(rollouts, seconds) | teacher_row(rollouts) if rollouts else {}) | rewards(grades)
+
+
+def rewards(grades: Sequence[Grade | None]) -> Row:
+    """The share of right answers, of those that could be graded, and how many could not."""
+    known = [grade for grade in grades if grade is not None]
+    verdicts = [grade.verdict for grade in known if grade.verdict is not Verdict.FAULT]
+    if not known:
+        return {}
+    row: Row = {"rollout/grader_faults": float(len(known) - len(verdicts))}
+    if verdicts:
+        row["rollout/reward"] = float(np.mean([verdict is Verdict.RIGHT for verdict in verdicts]))
+    return row
+
+
+def _drawn(rollouts: Sequence[Rollout], seconds: float) -> Row:
+    tokens = {n: np.concatenate([r.tokens[n] for r in rollouts]).astype(np.float64) for n in ("beta", "kl")}
+    lengths = np.array([len(rollout) for rollout in rollouts])
+    return {
+        "rollout/mean_beta": float(tokens["beta"].mean()),
+        "rollout/mean_kl": float(tokens["kl"].mean()),
+        "rollout/sum_kl": float(tokens["kl"].sum() / len(rollouts)),
+        "rollout/response_length": float(lengths.mean()),
+        "rollout/finished_share": float(np.mean([rollout.finish == "stop" for rollout in rollouts])),
+        "rollout/tokens_per_s": float(lengths.sum() / seconds),
+    }
