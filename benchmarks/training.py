@@ -27,7 +27,7 @@ import numpy as np
 import torch
 
 from sglang_trb.blend import StopAlignment
-from sglang_trb.wire.trace import SUPPORT_SIZE, TOKEN_FIELDS
+from sglang_trb.wire.record import SUPPORT_SIZE, Support, TokenStatistics
 from trainer.learner.batches import Weighted, collate, micro_batches_per_process, shard_rollouts
 from trainer.rollouts.rollout import Rollout, RolloutKey
 
@@ -136,12 +136,12 @@ def make_rollouts(args: argparse.Namespace) -> list[Rollout]:
             finish="length",
             prompt_ids=rng.integers(0, args.vocab, args.prompt, dtype=np.int32),
             token_ids_T=rng.integers(0, args.vocab, args.response, dtype=np.int32),
-            tokens={name: np.zeros(args.response, np.float32) for name in TOKEN_FIELDS},
-            support={
-                "ids": np.sort(rng.integers(0, args.vocab - SUPPORT_SIZE, shape, dtype=np.int32)) + ranks,
-                "student_logprob": log_probs(),
-                "teacher_logprob": log_probs(),
-            },
+            tokens=TokenStatistics.of(np.zeros(args.response, np.float32) for _ in TokenStatistics.names()),
+            support=Support(
+                np.sort(rng.integers(0, args.vocab - SUPPORT_SIZE, shape, dtype=np.int32)) + ranks,
+                log_probs(),
+                log_probs(),
+            ),
         )
         for i in range(args.rollouts)
     ]
@@ -185,14 +185,14 @@ def plain_loop(args: argparse.Namespace, rollouts: Sequence[Rollout]) -> Callabl
         for first in range(0, len(rollouts), args.micro_batch):
             batch = rollouts[first : first + args.micro_batch]
             ids_BT = torch.from_numpy(np.stack([np.concatenate([r.prompt_ids, r.token_ids_T]) for r in batch])).long()
-            support = {name: torch.from_numpy(np.stack([r.support[name] for r in batch])) for name in batch[0].support}
+            support = Support.joined([r.support for r in batch], lambda arrays: torch.from_numpy(np.stack(arrays)))
             support = {name: value.to(args.device) for name, value in support.items()}
             logits_BTV = model(ids_BT.to(args.device)).logits[:, args.prompt - 1 : -1]
             log_probs_BTV = torch.log_softmax(logits_BTV.float(), dim=-1)
-            student_BTK = log_probs_BTV.gather(-1, support["ids"].long())
+            student_BTK = log_probs_BTV.gather(-1, support.ids.long())
             with torch.no_grad():
                 weight = torch.softmax(student_BTK, dim=-1)
-                advantage = -weight * (student_BTK - support["teacher_logprob"])
+                advantage = -weight * (student_BTK - support.teacher_logprob)
             ratio = (student_BTK - student_BTK.detach()).exp()
             loss = -(advantage * ratio).sum() / tokens
             loss.backward()

@@ -11,7 +11,7 @@ import numpy as np
 
 from sglang_trb.wire.packing import pack
 from sglang_trb.wire.params import BlendParams, Return, Rule
-from sglang_trb.wire.trace import SUPPORT_FIELDS, SUPPORT_SIZE, TOKEN_FIELDS
+from sglang_trb.wire.record import SUPPORT_SIZE, Support, TokenStatistics
 from trainer.rollouts.rollout import Rollout, RolloutKey, RolloutRequest, parse_rollout
 
 VERSION = "run/step-0"
@@ -32,7 +32,7 @@ def make_answer(request: RolloutRequest, length: int = 4) -> dict[str, Any]:
     def array(*shape: int) -> np.ndarray:
         return -rng.random(shape, np.float32)
 
-    tokens = {name: array(length) for name in TOKEN_FIELDS}
+    tokens = {name: array(length) for name in TokenStatistics.names()}
     for name in ("beta", "student_entropy", "teacher_entropy"):
         tokens[name] = -tokens[name]
     if request.blend.rule is Rule.STUDENT:
@@ -45,7 +45,7 @@ def make_answer(request: RolloutRequest, length: int = 4) -> dict[str, Any]:
     for support in supports:
         ids = rng.integers(0, 100, (length, SUPPORT_SIZE), dtype=np.int32)
         arrays = (ids, array(length, SUPPORT_SIZE), array(length, SUPPORT_SIZE))
-        trb[support] = {name: pack(a) for name, a in zip(SUPPORT_FIELDS, arrays, strict=True)}
+        trb[support] = {name: pack(a) for name, a in zip(Support.names(), arrays, strict=True)}
     meta = {"finish_reason": {"type": "stop"}, "prompt_tokens": len(request.prompt_ids), "trb": trb}
     return {"output_ids": rng.integers(0, 100, length).tolist(), "meta_info": meta}
 

@@ -29,14 +29,13 @@ from sglang_trb.blend.types import (
     EMPTY_SUPPORT,
     OK,
     STUDENT_NOT_FINITE,
-    SUPPORT_SIZE,
     TEACHER_NOT_FINITE,
     TOP_K_OFF,
     RowControls,
     StepOutput,
-    Support,
 )
 from sglang_trb.pair.alignment import StopAlignment
+from sglang_trb.wire.record import SUPPORT_SIZE, Columns, Support, TokenRecord
 
 
 def blend_step(
@@ -105,17 +104,20 @@ def _group_step(
     def of_token(distribution: Distribution) -> torch.Tensor:
         return distribution.log_prob(ids_B[:, None]).squeeze(1).float()
 
+    record = TokenRecord(
+        behavior_logprob=of_token(result.mu),
+        student_logprob=of_token(student),
+        teacher_logprob=of_token(teacher),
+        beta=result.beta_B.float(),
+        kl=result.kl_B.float(),
+        student_entropy=student.entropy().float(),
+        teacher_entropy=teacher.entropy().float(),
+        student_masked_mass=pair.student_masked_mass_B.float(),
+        teacher_masked_mass=pair.teacher_masked_mass_B.float(),
+    )
     return StepOutput(
         token_ids_B=ids_B,
-        behavior_logprob_B=of_token(result.mu),
-        student_logprob_B=of_token(student),
-        teacher_logprob_B=of_token(teacher),
-        beta_B=result.beta_B.float(),
-        kl_B=result.kl_B.float(),
-        student_entropy_B=student.entropy().float(),
-        teacher_entropy_B=teacher.entropy().float(),
-        dropped_mass_student_B=pair.student_dropped_B.float(),
-        dropped_mass_teacher_B=pair.teacher_dropped_B.float(),
+        record=record,
         error_B=error_B.to(torch.int8),
         student_support=_support(student, student, teacher) if controls.need_support else None,
         teacher_support=_support(teacher, student, teacher) if controls.need_teacher_support else None,
@@ -131,8 +133,8 @@ class _PairRows:
     teacher: Distribution
     p: Distribution
     q: Distribution
-    student_dropped_B: torch.Tensor  # the probability that alignment masked away
-    teacher_dropped_B: torch.Tensor
+    student_masked_mass_B: torch.Tensor  # the probability that alignment masked away
+    teacher_masked_mass_B: torch.Tensor
     student_bad_B: torch.Tensor  # rows that cannot be used; their distributions are uniform
     teacher_bad_B: torch.Tensor
 
@@ -156,14 +158,14 @@ def _distributions(
     student_BV.masked_fill_(bad_B1, 0.0)
     teacher_BV.masked_fill_(bad_B1, 0.0)
 
-    student, student_dropped_B = _aligned(student_BV, alignment.student_ids, alignment)
-    teacher, teacher_dropped_B = _aligned(teacher_BV, alignment.teacher_ids, alignment)
+    student, student_masked_mass_B = _aligned(student_BV, alignment.student_ids, alignment)
+    teacher, teacher_masked_mass_B = _aligned(teacher_BV, alignment.teacher_ids, alignment)
     p, q = student, teacher
     if adjusted_BV is not None or mask_BV is not None or controls.any_temperature:
         changed_BV = student_BV if adjusted_BV is None else adjusted_BV.masked_fill_(bad_B1, 0.0)
         p, _ = _aligned(_masked(changed_BV, mask_BV), alignment.student_ids, alignment, controls.temperature_B)
         q, _ = _aligned(_masked(teacher_BV, mask_BV), alignment.teacher_ids, alignment, controls.temperature_B)
-    return _PairRows(student, teacher, p, q, student_dropped_B, teacher_dropped_B, student_bad_B, teacher_bad_B)
+    return _PairRows(student, teacher, p, q, student_masked_mass_B, teacher_masked_mass_B, student_bad_B, teacher_bad_B)
 
 
 @dataclasses.dataclass
@@ -244,9 +246,9 @@ def _aligned(
     return aligned(logits_BV, own_ids, alignment.canonical_id, alignment.masked_ids, temperature_B)
 
 
-def _support(own: Distribution, student: Distribution, teacher: Distribution) -> Support:
+def _support(own: Distribution, student: Distribution, teacher: Distribution) -> Support[torch.Tensor]:
     ids_BK = own.log_weights_BV.topk(min(SUPPORT_SIZE, own.log_weights_BV.shape[1]), dim=1).indices
-    return ids_BK.int(), student.log_prob(ids_BK).float(), teacher.log_prob(ids_BK).float()
+    return Support(ids_BK.int(), student.log_prob(ids_BK).float(), teacher.log_prob(ids_BK).float())
 
 
 def _padded(log_mu_BV: torch.Tensor, width: int) -> torch.Tensor:
@@ -257,8 +259,8 @@ def _joined(outputs: list[StepOutput]) -> StepOutput:
     joined: dict[str, Any] = {}
     for field in dataclasses.fields(StepOutput):
         parts = [getattr(output, field.name) for output in outputs]
-        if isinstance(parts[0], tuple):
-            joined[field.name] = tuple(torch.cat(column) for column in zip(*parts, strict=True))
+        if isinstance(parts[0], Columns):
+            joined[field.name] = parts[0].joined(parts, torch.cat)
         else:
             joined[field.name] = None if parts[0] is None else torch.cat(parts)
     return StepOutput(**joined)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from sglang_trb.errors import InvalidParameter
+from sglang_trb.wire.record import Support, TokenRecord
 from sglang_trb.wire.rules import PARAMETERS
 
 COLUMN_DTYPES = {int: torch.int32, float: torch.float64}
@@ -19,9 +20,6 @@ COLUMN_DTYPES = {int: torch.int32, float: torch.float64}
 
 TOP_K_OFF = 1 << 30
 """SGLang's value of ``top_k`` for the whole vocabulary."""
-
-SUPPORT_SIZE = 16
-"""K: how many of a model's most likely ids a support holds (METHODS section 3)."""
 
 OK, STUDENT_NOT_FINITE, TEACHER_NOT_FINITE, EMPTY_SUPPORT = range(4)
 """Values of ``StepOutput.error_B``."""
@@ -104,44 +102,33 @@ class RowControls:
         return self.map(lambda column_B: column_B[start:stop])
 
 
-Support = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-"""ids_BK int32, student_logprob_BK and teacher_logprob_BK float32; most likely first."""
-
-
 @dataclasses.dataclass(frozen=True)
 class StepOutput:
     """One drawn token per row and what is known of it.
 
-    ``behavior_logprob``, ``beta`` and ``kl`` describe the law that was drawn from. The student's and teacher's
-    log-probabilities, entropies and supports are at temperature 1, full-vocabulary and aligned, before masks,
-    penalties, biases and filters.
-
     Attributes:
         token_ids_B: int64.
-        behavior_logprob_B: float32, log of the law's probability of the token (skd: of the exact marginal law).
-        student_logprob_B, teacher_logprob_B: float32, of the token.
-        beta_B: float32 in [0, 1]; ``skd``: 1 where the token is the teacher's replacement, else 0 (greedy rows: 1 where
-            the student's draw could not have given it).
-        kl_B: float32, KL(law || student's law) in nats; +inf where a ``teacher`` or ``skd`` law leaves its support.
-        student_entropy_B, teacher_entropy_B: float32 nats.
-        dropped_mass_student_B, dropped_mass_teacher_B: float32, probability that alignment masked away.
+        record: float32 [B] each; ``skd``: beta of a greedy row is 1 where the student's draw could not have given it.
         error_B: int8: OK, STUDENT_NOT_FINITE, TEACHER_NOT_FINITE or EMPTY_SUPPORT; other fields of such a row are
             meaningless.
-        student_support, teacher_support: where asked for, else None.
-        log_mu_BV: float32 log of the law over the width of the student's logits, where asked for, else None.
+        student_support, teacher_support: [B, K] each, where asked for, else None.
+        log_mu_BV: float32 log of the behaviour policy over the width of the student's logits, where asked for, else
+            None.
     """
 
     token_ids_B: torch.Tensor
-    behavior_logprob_B: torch.Tensor
-    student_logprob_B: torch.Tensor
-    teacher_logprob_B: torch.Tensor
-    beta_B: torch.Tensor
-    kl_B: torch.Tensor
-    student_entropy_B: torch.Tensor
-    teacher_entropy_B: torch.Tensor
-    dropped_mass_student_B: torch.Tensor
-    dropped_mass_teacher_B: torch.Tensor
+    record: TokenRecord[torch.Tensor]
     error_B: torch.Tensor
-    student_support: Support | None = None
-    teacher_support: Support | None = None
+    student_support: Support[torch.Tensor] | None = None
+    teacher_support: Support[torch.Tensor] | None = None
     log_mu_BV: torch.Tensor | None = None
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All that is there, by name."""
+        found = {"token_ids_B": self.token_ids_B, "error_B": self.error_B, **self.record.named()}
+        if self.log_mu_BV is not None:
+            found["log_mu_BV"] = self.log_mu_BV
+        for model, support in (("student", self.student_support), ("teacher", self.teacher_support)):
+            if support is not None:
+                found |= {f"{model}'s support, {name}": column_BK for name, column_BK in support.named().items()}
+        return found

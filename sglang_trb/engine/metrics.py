@@ -5,7 +5,7 @@ The counters are made on first use: SGLang sets the directory that its processes
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,8 @@ import numpy as np
 from sglang.srt.runtime_context import get_observability, get_parallel
 
 from sglang_trb.wire.params import Rule
-from sglang_trb.wire.trace import ROW_FIELDS
+from sglang_trb.wire.record import TokenRecord
+from sglang_trb.wire.trace import record_of
 
 if TYPE_CHECKING:
     from prometheus_client import Counter, Gauge
@@ -41,7 +42,7 @@ def observe_tokens(rules: Sequence[Rule], table_BC: np.ndarray) -> None:
 
     Args:
         rules: the rule that drew each token.
-        table_BC: their statistics rows (`sglang_trb.wire.trace.ROW_FIELDS` first).
+        table_BC: their statistics rows (`sglang_trb.wire.record.TokenRecord` first).
     """
     if not rules or not get_observability().enable_metrics or get_parallel().tp_rank != 0:
         return
@@ -50,14 +51,18 @@ def observe_tokens(rules: Sequence[Rule], table_BC: np.ndarray) -> None:
     blended = np.array([rule is Rule.TRUST_REGION for rule in rules])
     if not blended.any():
         return
-    beta = table_BC[blended, ROW_FIELDS.index("beta")].astype(np.float64)
-    kl = table_BC[blended, ROW_FIELDS.index("kl")].astype(np.float64).clip(min=0.0)  # a counter refuses rounding
-    means = {"beta": beta, "kl": kl, "saturated": beta == 1.0}
-    for name, values in means.items():
+    record = record_of(table_BC[blended])
+    for name, of in _MEANS.items():
+        values = of(record)
         _counter(f"{name}_sum", f"Sum over blended tokens of {_MEANING[name]}.").inc(float(values.sum()))
         _moving_mean(name).update(float(values.mean()), len(values))
 
 
+_MEANS: dict[str, Callable[[TokenRecord[np.ndarray]], np.ndarray]] = {
+    "beta": lambda record: record.beta.astype(np.float64),
+    "kl": lambda record: record.kl.astype(np.float64).clip(min=0.0),  # a counter refuses rounding
+    "saturated": lambda record: record.beta == 1.0,
+}
 _MEANING = {
     "beta": "the interpolation coefficient beta",
     "kl": "KL(mu || student) in nats",

@@ -2,8 +2,8 @@
 
 Loads without torch and without sglang.
 
-A row holds ``ROW_FIELDS``; behind them, where the request asked for them, the student's support and the teacher's: 16
-token ids (int32, bit for bit in float32 cells), 16 student and 16 teacher log-probabilities.
+A row holds a `record.TokenRecord`; behind it, where the request asked for them, the student's support and the
+teacher's: ids (int32, bit for bit in float32 cells), then the log-probabilities.
 
 Legend: _T generated tokens, _C columns of a row, _K the 16 ids of a support.
 """
@@ -12,39 +12,44 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from sglang_trb.wire.packing import pack
+from sglang_trb.wire.packing import pack, unpack
 from sglang_trb.wire.params import BlendParams, Return
-
-SUPPORT_SIZE = 16
-"""K of METHODS section 3: the student's top-16 ids at rollout time."""
-
-TOKEN_FIELDS = (
-    "behavior_logprob",
-    "student_logprob",
-    "teacher_logprob",
-    "beta",
-    "kl",
-    "student_entropy",
-    "teacher_entropy",
+from sglang_trb.wire.record import (
+    MASSES,
+    RECORD_COLUMNS,
+    SUPPORT_COLUMNS,
+    SUPPORT_SIZE,
+    Support,
+    TokenRecord,
+    TokenStatistics,
 )
-"""Per-token arrays of ``trb_return: tokens`` (nats; beta in [0, 1])."""
 
-MASS_FIELDS = ("student_masked_mass", "teacher_masked_mass")
-"""Probability that stop-id alignment masks away before renormalising (App. D)."""
-
-ROW_FIELDS = TOKEN_FIELDS + MASS_FIELDS
-SUPPORT_FIELDS = ("ids", "student_logprob", "teacher_logprob")
-SUPPORT_COLUMNS = len(SUPPORT_FIELDS) * SUPPORT_SIZE
+SUPPORT_LEVELS = {"support": Return.SUPPORT, "teacher_support": Return.SUPPORT_BOTH}
+"""The supports of a response, by their names on the wire, in the order of their columns: which level brings them."""
 
 
 def columns_for(returned: Return) -> int:
     """How many columns of a row a request with this ``trb_return`` keeps."""
-    supports = returned.includes(Return.SUPPORT) + returned.includes(Return.SUPPORT_BOTH)
-    return len(ROW_FIELDS) + supports * SUPPORT_COLUMNS
+    return RECORD_COLUMNS + SUPPORT_COLUMNS * sum(map(returned.includes, SUPPORT_LEVELS.values()))
+
+
+def record_of(table_TC: np.ndarray) -> TokenRecord[np.ndarray]:
+    """The record of each row of a table, its fields float32 [T]."""
+    return TokenRecord.of(table_TC[:, :RECORD_COLUMNS].T)
+
+
+def tokens_of(trb: Mapping[str, Any]) -> TokenStatistics[np.ndarray]:
+    """The arrays [T] of a response's ``trb`` object that was asked for with ``trb_return: tokens`` or more.
+
+    Raises:
+        KeyError, InvalidParameter: an array is missing or malformed.
+    """
+    return TokenStatistics.of(unpack(trb[name], f"trb.{name}") for name in TokenStatistics.names())
 
 
 class Trace:
@@ -76,39 +81,40 @@ class FinishedTrace:
     student_weight_version: str | None
 
     def to_wire(self) -> dict[str, Any]:
-        """The JSON-ready ``trb`` object of the response (CONTRACT, "Wire: response")."""
-        columns = {name: self.table_TC[:, i] for i, name in enumerate(ROW_FIELDS)}
-        wire = self._summary(columns)
+        """The JSON-ready ``trb`` object of the response (docs/wire.md, "Response")."""
+        record = record_of(self.table_TC)
+        wire = self._summary(record)
         if self.params.returned.includes(Return.TOKENS):
-            wire |= {name: pack(columns[name]) for name in TOKEN_FIELDS}
-        if self.params.returned.includes(Return.SUPPORT):
-            wire["support"] = self._support(len(ROW_FIELDS))
-        if self.params.returned.includes(Return.SUPPORT_BOTH):
-            wire["teacher_support"] = self._support(len(ROW_FIELDS) + SUPPORT_COLUMNS)
+            named = record.named()
+            wire |= {name: pack(named[name]) for name in TokenStatistics.names()}
+        start = RECORD_COLUMNS
+        for name, level in SUPPORT_LEVELS.items():
+            if self.params.returned.includes(level):
+                wire[name] = self._support(start).map(pack).named()
+                start += SUPPORT_COLUMNS
         return wire
 
-    def _support(self, start: int) -> dict[str, Any]:
-        ids, *logprobs = (
+    def _support(self, start: int) -> Support[np.ndarray]:
+        ids_TK, *logprobs = (
             np.ascontiguousarray(self.table_TC[:, first : first + SUPPORT_SIZE])
             for first in range(start, start + SUPPORT_COLUMNS, SUPPORT_SIZE)
         )
-        arrays = (ids.view(np.int32), *logprobs)
-        return {name: pack(array) for name, array in zip(SUPPORT_FIELDS, arrays, strict=True)}
+        return Support.of([ids_TK.view(np.int32), *logprobs])
 
-    def _summary(self, columns: dict[str, np.ndarray]) -> dict[str, Any]:
+    def _summary(self, record: TokenRecord[np.ndarray]) -> dict[str, Any]:
         return {
             "rule": self.params.rule.value,
             "epsilon": self.params.epsilon,
             "completion_tokens": len(self.table_TC),
-            "mean_beta": _mean(columns["beta"]),
-            "mean_kl": _mean(columns["kl"]),
-            "sum_kl": _finite(columns["kl"].sum(dtype=np.float64)),
-            "saturated_fraction": _mean(columns["beta"] == 1.0),
-            "mean_student_logprob": _mean(columns["student_logprob"]),
-            "mean_teacher_logprob": _mean(columns["teacher_logprob"]),
-            "mean_teacher_entropy": _mean(columns["teacher_entropy"]),
+            "mean_beta": _mean(record.beta),
+            "mean_kl": _mean(record.kl),
+            "sum_kl": _finite(record.kl.sum(dtype=np.float64)),
+            "saturated_fraction": _mean(record.beta == 1.0),
+            "mean_student_logprob": _mean(record.student_logprob),
+            "mean_teacher_logprob": _mean(record.teacher_logprob),
+            "mean_teacher_entropy": _mean(record.teacher_entropy),
             "student_weight_version": self.student_weight_version,
-            **{f"max_{name}": _finite(columns[name].max(initial=0.0)) for name in MASS_FIELDS},
+            **{f"max_{name}": _finite(record.named()[name].max(initial=0.0)) for name in MASSES},
         }
 
 

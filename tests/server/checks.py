@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sglang_trb.wire.packing import unpack
-from sglang_trb.wire.trace import SUPPORT_SIZE, TOKEN_FIELDS
+from sglang_trb.wire.record import SUPPORT_SIZE, TokenStatistics
 from tests.server.harness import Server
 from tests.server.oracle import Oracle, Position, entropy
 
@@ -69,7 +69,7 @@ def check_against_oracle(oracle: Oracle, request: Request, answer: dict[str, Any
     law_is_known = not (late or restarted)
     output, trb = answer["output_ids"], answer["meta_info"]["trb"]
     positions = oracle.positions(ids, output, blend | sampling)
-    arrays = {name: unpack(trb[name], name) for name in TOKEN_FIELDS}
+    arrays = {name: unpack(trb[name], name) for name in TokenStatistics.names()}
     support = {name: unpack(trb["support"][name], name) for name in trb["support"]}
     teacher_support = {name: unpack(trb["teacher_support"][name], name) for name in trb["teacher_support"]}
     returned = [entry[0] for entry in answer["meta_info"]["output_token_logprobs"]]

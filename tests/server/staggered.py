@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from sglang_trb.wire.packing import unpack
-from sglang_trb.wire.trace import TOKEN_FIELDS
+from sglang_trb.wire.record import TokenStatistics
 from tests.server.checks import TOLERANCE, Request, mixed_requests, prompts
 from tests.server.harness import Server
 from tests.server.oracle import Oracle, entropy
@@ -54,7 +54,7 @@ def check_roughly(oracle: Oracle, request: Request, answer: dict[str, Any]) -> N
     """Both models' numbers of every token agree with float32 up to the rounding of bf16; the budget holds exactly."""
     ids, blend, sampling = request
     output, trb = answer["output_ids"], answer["meta_info"]["trb"]
-    arrays = {name: unpack(trb[name], name) for name in TOKEN_FIELDS}
+    arrays = {name: unpack(trb[name], name) for name in TokenStatistics.names()}
     positions = oracle.positions(ids, output, blend | sampling)
     at = f"{blend} {sampling}"
     for role in ("student", "teacher"):

@@ -12,7 +12,7 @@ import pytest
 from scipy import stats
 
 from sglang_trb.wire.packing import unpack
-from sglang_trb.wire.trace import TOKEN_FIELDS
+from sglang_trb.wire.record import TokenStatistics
 from tests.server.checks import check_against_oracle, close, mixed_requests, prompts, run_concurrently
 from tests.server.harness import Server
 from tests.server.oracle import Oracle, kl
@@ -89,10 +89,10 @@ def test_summary_and_levels(server: Server) -> None:
     }
     assert by_level["none"] is None
     assert by_level["summary"].keys() == SUMMARY
-    assert by_level["tokens"].keys() == SUMMARY | set(TOKEN_FIELDS)
-    assert by_level["support"].keys() == SUMMARY | {*TOKEN_FIELDS, "support"}
-    assert by_level["support_both"].keys() == SUMMARY | {*TOKEN_FIELDS, "support", "teacher_support"}
-    tokens = {name: unpack(by_level["tokens"][name], name) for name in TOKEN_FIELDS}
+    assert by_level["tokens"].keys() == SUMMARY | set(TokenStatistics.names())
+    assert by_level["support"].keys() == SUMMARY | {*TokenStatistics.names(), "support"}
+    assert by_level["support_both"].keys() == SUMMARY | {*TokenStatistics.names(), "support", "teacher_support"}
+    tokens = {name: unpack(by_level["tokens"][name], name) for name in TokenStatistics.names()}
     summary = by_level["summary"]
     close(summary["sum_kl"], tokens["kl"].sum(), "sum_kl")
     close(summary["mean_beta"], tokens["beta"].mean(), "mean_beta")
@@ -229,7 +229,7 @@ def same_statistics(found: dict[str, Any], expected: dict[str, Any]) -> None:
     """Equal up to the rounding of a forward over a cached prefix and one over the whole prompt."""
     assert found.keys() == expected.keys()
     for name, value in expected.items():
-        if name in TOKEN_FIELDS:
+        if name in TokenStatistics.names():
             close(unpack(found[name]), unpack(value), name)
         elif isinstance(value, float):
             close(found[name], value, name)

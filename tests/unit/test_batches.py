@@ -62,10 +62,12 @@ def test_tensors_line_up_token_by_token():
     assert batch.token_ids_N.tolist() == [*first.token_ids_T, *second.token_ids_T]
     assert batch.position_weight_N.tolist() == [0, 1, 2, 0, 1, 2, 3, 4]
     for tensor, name in [(batch.support_ids_NK, "ids"), (batch.teacher_logprob_NK, "teacher_logprob")]:
-        assert np.array_equal(tensor.numpy(), np.concatenate([first.support[name], second.support[name]]))
+        assert np.array_equal(
+            tensor.numpy(), np.concatenate([getattr(first.support, name), getattr(second.support, name)])
+        )
     assert np.array_equal(
         batch.teacher_own_logprob_NK.numpy(),
-        np.concatenate([r.teacher_support["teacher_logprob"] for r in (first, second)]),
+        np.concatenate([r.teacher_support.teacher_logprob for r in (first, second)]),
     )
     assert len(batch.rollout_logprob_N) == len(batch.teacher_entropy_N) == 8
 

@@ -112,8 +112,8 @@ def test_what_the_teacher_all_but_excludes_is_not_free():
         output = blend_step(student_BV, teacher_BV, controls([row]), ONE_STOP, need_log_mu=True)
         want = expected(student_BV[0], teacher_BV[0], row)
         assert reference.kl(output.log_mu_BV[0].double().numpy(), want.p) <= epsilon * (1 + 1e-5)
-        assert output.kl_B.item() == pytest.approx(want.kl, rel=KL_TOLERANCE)
-        assert (output.beta_B.item() == 1.0) == (epsilon > 2000)
+        assert output.record.kl.item() == pytest.approx(want.kl, rel=KL_TOLERANCE)
+        assert (output.record.beta.item() == 1.0) == (epsilon > 2000)
 
 
 def rows_of(epsilon, top_k, skd_temperature, temperature):
@@ -144,13 +144,13 @@ def check_row(row, want, log_mu, output, i):
         assert output.error_B[i] == EMPTY_SUPPORT
         return
     assert output.error_B[i] == OK
-    token, kl = int(output.token_ids_B[i]), output.kl_B[i].item()
+    token, kl = int(output.token_ids_B[i]), output.record.kl[i].item()
     assert np.isfinite(log_mu[token]) and np.exp(log_mu).sum() == pytest.approx(1.0, rel=1e-5)
     if row.greedy:
         assert log_mu[token] == log_mu.max()
     if row.rule is Rule.TRUST_REGION:
         assert reference.kl(log_mu, want.p) <= row.epsilon * (1 + KL_TOLERANCE) + FLOAT32_LAW
-        assert kl <= np.float32(row.epsilon) and 0.0 <= output.beta_B[i] <= 1.0
+        assert kl <= np.float32(row.epsilon) and 0.0 <= output.record.beta[i] <= 1.0
         return
     if row.rule is Rule.SKD and close_call(want.q, row.skd_top_k):
         return

@@ -66,8 +66,8 @@ def test_a_rule_draws_from_its_definition(rule, backend, logits):
         on = np.isfinite(log_mu)
         assert np.array_equal(np.isfinite(found), on)
         np.testing.assert_allclose(found[on], log_mu[on], atol=LOG_MU_TOLERANCE)
-        assert output.kl_B[i].item() == pytest.approx(kl, rel=KL_TOLERANCE, abs=1e-7)
-        assert np.isnan(beta) or output.beta_B[i].item() == pytest.approx(beta, rel=KL_TOLERANCE)
+        assert output.record.kl[i].item() == pytest.approx(kl, rel=KL_TOLERANCE, abs=1e-7)
+        assert np.isnan(beta) or output.record.beta[i].item() == pytest.approx(beta, rel=KL_TOLERANCE)
         assert on[output.token_ids_B[i]]
 
 
@@ -76,8 +76,8 @@ def test_a_rule_changes_no_bit_of_other_rules_rows(rule, logits):
     others = [some_params(other, i) for i, other in enumerate([*Rule] * ROWS)][:ROWS]
     mine = [some_params(rule, i) if i % 2 else one for i, one in enumerate(others)]
     before, after = (blend_step(*logits, asked(params), ONE_STOP, need_log_mu=True) for params in (others, mine))
-    for name in ("token_ids_B", "beta_B", "kl_B", "log_mu_BV"):
-        assert torch.equal(getattr(before, name)[::2], getattr(after, name)[::2]), name
+    for name in ("token_ids_B", "beta", "kl", "log_mu_BV"):
+        assert torch.equal(before.tensors()[name][::2], after.tensors()[name][::2]), name
 
 
 @pytest.mark.parametrize("rule", Rule)

@@ -9,8 +9,9 @@ import torch
 from sglang_trb.blend import StopAlignment, blend_step, reference
 from sglang_trb.blend.distribution import Distribution
 from sglang_trb.blend.filters import in_top_k
-from sglang_trb.blend.types import OK, SUPPORT_SIZE
+from sglang_trb.blend.types import OK
 from sglang_trb.wire.params import Rule
+from sglang_trb.wire.record import SUPPORT_SIZE
 from tests.blend_rows import (
     DTYPES,
     FILTERS,
@@ -33,7 +34,7 @@ KL_TOLERANCE = 1e-4
 
 def check_law(row, want, log_mu, output, i):
     """Row i of an output against the definition."""
-    law, beta, kl = want.law, output.beta_B[i].item(), output.kl_B[i].item()
+    law, beta, kl = want.law, output.record.beta[i].item(), output.record.kl[i].item()
     if row.rule is Rule.TRUST_REGION and 0.0 < want.beta < 1.0:
         # Any beta within the tolerance of the budget is right: compare the law at the beta that was taken.
         law = reference.mu_at(want.p, want.q, beta)
@@ -47,14 +48,14 @@ def check_law(row, want, log_mu, output, i):
     on = np.isfinite(law)
     np.testing.assert_allclose(log_mu[on], law[on], rtol=2 * LOG_TOLERANCE, atol=1e-6)
     token = int(output.token_ids_B[i])
-    assert np.isfinite(law[token]) and output.behavior_logprob_B[i].item() == log_mu[token]
+    assert np.isfinite(law[token]) and output.record.behavior_logprob[i].item() == log_mu[token]
     if row.greedy:
         assert law[token] >= law.max() - 1e-9
     close = {"rel": LOG_TOLERANCE, "abs": 1e-9}
-    assert output.student_logprob_B[i].item() == pytest.approx(want.student[token], **close)
-    assert output.teacher_logprob_B[i].item() == pytest.approx(want.teacher[token], **close)
-    assert output.student_entropy_B[i].item() == pytest.approx(reference.entropy(want.student), **close)
-    assert output.teacher_entropy_B[i].item() == pytest.approx(reference.entropy(want.teacher), **close)
+    assert output.record.student_logprob[i].item() == pytest.approx(want.student[token], **close)
+    assert output.record.teacher_logprob[i].item() == pytest.approx(want.teacher[token], **close)
+    assert output.record.student_entropy[i].item() == pytest.approx(reference.entropy(want.student), **close)
+    assert output.record.teacher_entropy[i].item() == pytest.approx(reference.entropy(want.teacher), **close)
     assert output.error_B[i] == OK
 
 
@@ -128,7 +129,7 @@ def test_supports_are_the_most_likely_tokens_before_masks_and_temperature():
     for i, row in enumerate(rows):
         want = expected(student_BV[i], teacher_BV[i], row, TWO_STOPS)
         for own, support in ((want.student, output.student_support), (want.teacher, output.teacher_support)):
-            ids, student_logprob, teacher_logprob = (column[i].numpy() for column in support)
+            ids, student_logprob, teacher_logprob = (column[i].numpy() for column in support.columns())
             assert ids.dtype == np.int32 and ids.tolist() == np.argsort(-own)[:SUPPORT_SIZE].tolist()
             np.testing.assert_allclose(student_logprob, want.student[ids], rtol=LOG_TOLERANCE)
             np.testing.assert_allclose(teacher_logprob, want.teacher[ids], rtol=LOG_TOLERANCE)
@@ -140,8 +141,8 @@ def test_the_mass_that_alignment_drops():
     output = blend_step(student_BV, teacher_BV, controls([Row()] * 2), TWO_STOPS)
     student_mass_B = student_BV.double().softmax(1)[:, 5]  # the teacher's stop id
     teacher_mass_B = teacher_BV.double().softmax(1)[:, 4]  # the student's primary
-    torch.testing.assert_close(output.dropped_mass_student_B.double(), student_mass_B, rtol=LOG_TOLERANCE, atol=0)
-    torch.testing.assert_close(output.dropped_mass_teacher_B.double(), teacher_mass_B, rtol=LOG_TOLERANCE, atol=0)
+    torch.testing.assert_close(output.record.student_masked_mass.double(), student_mass_B, rtol=LOG_TOLERANCE, atol=0)
+    torch.testing.assert_close(output.record.teacher_masked_mass.double(), teacher_mass_B, rtol=LOG_TOLERANCE, atol=0)
 
 
 def test_a_pair_that_differs_in_its_stop_id_alone_is_one_law():
@@ -150,9 +151,9 @@ def test_a_pair_that_differs_in_its_stop_id_alone_is_one_law():
     teacher_BV = student_BV.clone()
     teacher_BV[:, [3, 5]] = student_BV[:, [5, 3]]
     rows = controls([Row(rule=Rule.TEACHER, seed=3)])
-    assert blend_step(student_BV, teacher_BV, rows, StopAlignment((3,), (3,), 3)).kl_B.item() > 20.0
+    assert blend_step(student_BV, teacher_BV, rows, StopAlignment((3,), (3,), 3)).record.kl.item() > 20.0
     output = blend_step(student_BV, teacher_BV, rows, StopAlignment((3,), (5,), 3))
-    assert output.kl_B.item() == 0.0 and torch.equal(output.student_logprob_B, output.teacher_logprob_B)
+    assert output.record.kl.item() == 0.0 and torch.equal(output.record.student_logprob, output.record.teacher_logprob)
 
 
 def test_padding_beyond_the_tokenizer_is_forbidden():
@@ -186,7 +187,7 @@ def test_greedy_blends_before_it_takes_the_largest():
     rows = [Row(epsilon=0.0, greedy=True, top_k=1), Row(epsilon=0.2, greedy=True, top_k=1)]
     output = blend_step(student_BV, teacher_BV, controls(rows), ONE_STOP)
     assert output.token_ids_B.tolist() == [0, 1]
-    assert output.kl_B[1].item() == pytest.approx(0.2, rel=KL_TOLERANCE)
+    assert output.record.kl[1].item() == pytest.approx(0.2, rel=KL_TOLERANCE)
 
 
 def test_greedy_rows_keep_to_top_p():

@@ -64,7 +64,7 @@ def test_skd_marks_exactly_the_replacements():
     drawn_by_student_B = repeated(Row(rule=Rule.STUDENT), student_BV, teacher_BV).token_ids_B
     top_k = torch.from_numpy(np.argsort(-want.q, kind="stable")[:3].copy())
     replaced_B = ~torch.isin(drawn_by_student_B, top_k)
-    assert torch.equal(output.beta_B, replaced_B.float())
+    assert torch.equal(output.record.beta, replaced_B.float())
     assert torch.equal(output.token_ids_B[~replaced_B], drawn_by_student_B[~replaced_B])
     # The replacements themselves follow the teacher at its temperature.
     counts = output.token_ids_B[replaced_B].bincount(minlength=30).numpy()

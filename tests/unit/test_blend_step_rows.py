@@ -61,15 +61,13 @@ def test_a_teacher_without_support(rule):
     needs_teacher = rule["rule"] in (Rule.TEACHER, Rule.SKD)
     assert output.error_B.item() == (EMPTY_SUPPORT if needs_teacher else OK)
     if not needs_teacher:
-        assert 10 <= output.token_ids_B.item() < 20 and output.beta_B.item() == 0.0
+        assert 10 <= output.token_ids_B.item() < 20 and output.record.beta.item() == 0.0
 
 
 def same_rows(left, right, rows, names=None):
-    for field in dataclasses.fields(left):
-        if names is None or field.name in names:
-            a, b = getattr(left, field.name), getattr(right, field.name)
-            if isinstance(a, torch.Tensor):
-                assert torch.equal(a[rows], b[rows]), field.name
+    for name, column in left.tensors().items():
+        if names is None or name in names:
+            assert torch.equal(column[rows], right.tensors()[name][rows]), name
 
 
 def test_a_bad_row_changes_no_other_bit():
@@ -114,8 +112,8 @@ def test_neither_order_nor_batch_decides_what_is_drawn():
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
     permuted = blend_step(student_BV[order], teacher_BV[order], controls([rows[i] for i in order]), TWO_STOPS)
     assert torch.equal(output.token_ids_B[order], permuted.token_ids_B)
-    torch.testing.assert_close(output.beta_B[order], permuted.beta_B, rtol=LOG_TOLERANCE, atol=0)
-    torch.testing.assert_close(output.kl_B[order], permuted.kl_B, rtol=LOG_TOLERANCE, atol=1e-9)
+    torch.testing.assert_close(output.record.beta[order], permuted.record.beta, rtol=LOG_TOLERANCE, atol=0)
+    torch.testing.assert_close(output.record.kl[order], permuted.record.kl, rtol=LOG_TOLERANCE, atol=1e-9)
     alone = [blend_step(student_BV[i : i + 1], teacher_BV[i : i + 1], controls([rows[i]]), TWO_STOPS) for i in order]
     assert torch.equal(permuted.token_ids_B, torch.cat([one.token_ids_B for one in alone]))
 
@@ -144,7 +142,7 @@ def test_no_host_synchronisation_and_no_data_dependent_shape(alignment, extras):
         mask_BV = torch.empty(4, 50, dtype=torch.bool, device="meta")
         options = {"adjusted_student_logits_BV": adjusted_BV, "mask_BV": mask_BV, "need_log_mu": True}
     output = blend_step(student_BV, teacher_BV, rows.map(lambda x: x.to("meta")), alignment, **options)
-    assert {x.device.type for x in vars(output).values() if isinstance(x, torch.Tensor)} == {"meta"}
+    assert {x.device.type for x in output.tensors().values()} == {"meta"}
     assert output.token_ids_B.shape == (4,)
 
 

@@ -21,7 +21,7 @@ from trainer.rollouts import servers
 from trainer.rollouts.client import Refused, TrbClient, session
 from trainer.rollouts.collector import CollectionFailed, Collector
 from trainer.rollouts.journal import StepJournal, step_path
-from trainer.rollouts.rollout import OtherLaw, RolloutKey
+from trainer.rollouts.rollout import OtherPolicy, RolloutKey
 from trainer.rollouts.servers import ServerPool, ServersGone
 
 KEYS = [RolloutKey(0, prompt, sample) for prompt in range(6) for sample in range(2)]
@@ -232,7 +232,7 @@ def test_a_server_that_filters_stops_the_step_at_once(tmp_path):
             pool = ServerPool([TrbClient(fake.url, http)], 5.0, lambda line: None)
             pool.publish(VERSION, resync)
             fake.answer = lambda request: make_answer(dataclasses.replace(request, blend=blend))
-            with StepJournal(step_path(tmp_path, 0)) as journal, pytest.raises(OtherLaw, match="filtered sampling"):
+            with StepJournal(step_path(tmp_path, 0)) as journal, pytest.raises(OtherPolicy, match="filtered sampling"):
                 await Collector(pool, **OPTIONS).collect(requests, journal, 0.1)
 
     run(scenario)

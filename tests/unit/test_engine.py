@@ -17,6 +17,7 @@ from sglang_trb import align_eos
 from sglang_trb.launch.local_server import free_port
 from sglang_trb.pair.alignment import StopAlignment
 from sglang_trb.pair.pair import Pair
+from sglang_trb.wire.record import Support, TokenStatistics
 from tests.pairs import TOKENIZER_SIZE, build_pair
 from trainer.config.run import Optimisation
 from trainer.learner.batches import Weighted, collate, micro_batches_per_process, shard_rollouts
@@ -40,7 +41,6 @@ def make_rollouts(count=7):
         length = 3 + 2 * i
         ids = np.stack([rng.choice(2000, 16, replace=False) for _ in range(length)]).astype(np.int32)
         q = np.log(rng.dirichlet(np.ones(17), length)[:, :16]).astype(np.float32)
-        names = ("student_logprob", "student_entropy", "teacher_entropy")
         rollouts.append(
             Rollout(
                 key=RolloutKey(0, i, 0),
@@ -48,8 +48,8 @@ def make_rollouts(count=7):
                 finish="stop",
                 prompt_ids=rng.integers(0, 2000, 4 + i).astype(np.int32),
                 token_ids_T=rng.integers(0, 2000, length).astype(np.int32),
-                tokens={name: rng.random(length, np.float32) for name in names},
-                support={"ids": ids, "teacher_logprob": q, "student_logprob": q},
+                tokens=TokenStatistics.of(rng.random(length, np.float32) for _ in TokenStatistics.names()),
+                support=Support(ids, q, q),
             )
         )
     return rollouts
@@ -100,8 +100,8 @@ def loss_sum(model, rollout):
     alignment = VOCABULARY.alignment
     stops = {"canonical_id": alignment.canonical_id, "masked_ids": alignment.masked_ids}
     log_probs = align_eos(logits.log_softmax(1), own_ids=alignment.student_ids, **stops)
-    chosen = log_probs.gather(1, torch.from_numpy(rollout.support["ids"].astype(np.int64)))
-    return reverse_kl(chosen, torch.from_numpy(rollout.support["teacher_logprob"]), "surrogate").sum()
+    chosen = log_probs.gather(1, torch.from_numpy(rollout.support.ids.astype(np.int64)))
+    return reverse_kl(chosen, torch.from_numpy(rollout.support.teacher_logprob), "surrogate").sum()
 
 
 def worker(rank, world, port, case, queue):

@@ -31,7 +31,7 @@ def test_what_was_appended_is_read_back_bit_for_bit(tmp_path):
     path = step_path(tmp_path, 12)
     assert path.name == "step-000012.rollouts"
     entries = [make_rollout(RolloutKey(12, 3, 1), 5), make_rollout(RolloutKey(12, 2, 0), 1, teacher_support=True)]
-    entries[0].tokens["kl"][0], entries[0].support["teacher_logprob"][0, 3] = np.inf, -np.inf
+    entries[0].tokens.kl[0], entries[0].support.teacher_logprob[0, 3] = np.inf, -np.inf
     refusal = Refusal(RolloutKey(12, 9, 0), "a row of NaN")
     with StepJournal(path) as journal:
         for entry in (*entries, refusal):

@@ -12,7 +12,7 @@ import pytest
 from sglang_trb.wire.packing import pack, unpack
 from sglang_trb.wire.params import BlendParams, Return, Rule
 from tests.rollout_answers import make_answer, make_request
-from trainer.rollouts.rollout import OtherLaw, RolloutKey, UntrustedRollout, parse_rollout
+from trainer.rollouts.rollout import OtherPolicy, RolloutKey, UntrustedRollout, parse_rollout
 
 KEY = RolloutKey(3, 7, 1)
 
@@ -24,9 +24,9 @@ def test_a_good_answer_keeps_its_numbers():
     trb = answer["meta_info"]["trb"]
     assert (rollout.key, rollout.finish, len(rollout)) == (KEY, "stop", 6)
     assert rollout.token_ids_T.tolist() == answer["output_ids"]
-    assert np.array_equal(rollout.tokens["kl"], unpack(trb["kl"]))
-    assert np.array_equal(rollout.support["ids"], unpack(trb["support"]["ids"]))
-    assert np.array_equal(rollout.teacher_support["teacher_logprob"], unpack(trb["teacher_support"]["teacher_logprob"]))
+    assert np.array_equal(rollout.tokens.kl, unpack(trb["kl"]))
+    assert np.array_equal(rollout.support.ids, unpack(trb["support"]["ids"]))
+    assert np.array_equal(rollout.teacher_support.teacher_logprob, unpack(trb["teacher_support"]["teacher_logprob"]))
 
 
 def break_path(answer, path, value):
@@ -98,7 +98,7 @@ def test_the_students_own_law_is_the_one_that_was_drawn_from(temperature, moved,
     behavior_T = unpack(trb["behavior_logprob"]).copy()
     behavior_T[2] += np.float32(moved)
     trb["behavior_logprob"] = pack(behavior_T)
-    with pytest.raises(OtherLaw, match="filtered sampling") if refused else contextlib.nullcontext():
+    with pytest.raises(OtherPolicy, match="filtered sampling") if refused else contextlib.nullcontext():
         parse_rollout(request, answer)
 
 

@@ -48,7 +48,7 @@ def test_conditions_have_names(case):
 def rollouts(entropies):
     made = [make_rollout(RolloutKey(0, i, 0), 40) for i in range(2)]
     for rollout, value in zip(made, entropies, strict=True):
-        rollout.tokens["teacher_entropy"] = np.full(40, value, np.float32)
+        rollout.tokens.teacher_entropy[:] = value
     return made
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from sglang_trb.wire.record import SUPPORT_SIZE, Support, TokenStatistics
 from trainer.losses import Aggregation, Loss, RolloutStatistics
 from trainer.rollouts.rollout import Rollout
 
@@ -71,12 +72,8 @@ class Weighted:
 def weighted(loss: Loss, rollouts: Sequence[Rollout]) -> list[Weighted]:
     """The rollouts of a global batch, each with what the loss says that its positions count."""
     statistics = [
-        RolloutStatistics(
-            student_entropy_T=rollout.tokens["student_entropy"],
-            student_logprob_TK=rollout.support["student_logprob"],
-            teacher_logprob_TK=rollout.support["teacher_logprob"],
-        )
-        for rollout in rollouts
+        RolloutStatistics(tokens.student_entropy, support.student_logprob, support.teacher_logprob)
+        for tokens, support in map(_said, rollouts)
     ]
     return [Weighted(*pair) for pair in zip(rollouts, loss.position_weights(statistics), strict=True)]
 
@@ -146,25 +143,32 @@ def collate(part: Sequence[Weighted], micro_batch_size: int, *, teacher_support:
     for row, sequence in enumerate(sequences):
         input_ids_BT[row, : len(sequence)] = sequence
     missing = micro_batch_size - len(rollouts)
+    tokens, supports = [_said(r)[0] for r in rollouts], [_said(r)[1] for r in rollouts]
+    theirs = [r.teacher_support for r in rollouts if r.teacher_support is not None]
+    of_support = (SUPPORT_SIZE,)
     return MicroBatch(
         input_ids_BT=torch.from_numpy(input_ids_BT),
         prompt_lengths_B=torch.tensor([len(r.prompt_ids) for r in rollouts] + [1] * missing),
         response_lengths_B=torch.tensor([len(r) for r in rollouts] + [0] * missing),
         token_ids_N=_joined([r.token_ids_T for r in rollouts], np.int64, ()),
-        support_ids_NK=_joined([r.support["ids"] for r in rollouts], np.int64, (16,)),
-        teacher_logprob_NK=_joined([r.support["teacher_logprob"] for r in rollouts], np.float32, (16,)),
-        rollout_logprob_NK=_joined([r.support["student_logprob"] for r in rollouts], np.float32, (16,)),
-        teacher_ids_NK=_teacher(rollouts, "ids", np.int64) if teacher_support else None,
-        teacher_own_logprob_NK=_teacher(rollouts, "teacher_logprob", np.float32) if teacher_support else None,
-        rollout_logprob_N=_joined([r.tokens["student_logprob"] for r in rollouts], np.float32, ()),
-        student_entropy_N=_joined([r.tokens["student_entropy"] for r in rollouts], np.float32, ()),
-        teacher_entropy_N=_joined([r.tokens["teacher_entropy"] for r in rollouts], np.float32, ()),
+        support_ids_NK=_joined([s.ids for s in supports], np.int64, of_support),
+        teacher_logprob_NK=_joined([s.teacher_logprob for s in supports], np.float32, of_support),
+        rollout_logprob_NK=_joined([s.student_logprob for s in supports], np.float32, of_support),
+        teacher_ids_NK=_joined([s.ids for s in theirs], np.int64, of_support) if teacher_support else None,
+        teacher_own_logprob_NK=(
+            _joined([s.teacher_logprob for s in theirs], np.float32, of_support) if teacher_support else None
+        ),
+        rollout_logprob_N=_joined([t.student_logprob for t in tokens], np.float32, ()),
+        student_entropy_N=_joined([t.student_entropy for t in tokens], np.float32, ()),
+        teacher_entropy_N=_joined([t.teacher_entropy for t in tokens], np.float32, ()),
         position_weight_N=_joined([weighted.position_weight_T for weighted in part], np.float32, ()),
     )
 
 
-def _teacher(rollouts: Sequence[Rollout], name: str, dtype: type) -> torch.Tensor:
-    return _joined([r.teacher_support[name] for r in rollouts if r.teacher_support is not None], dtype, (16,))
+def _said(rollout: Rollout) -> tuple[TokenStatistics[np.ndarray], Support[np.ndarray]]:
+    """What the server said of a rollout that is trained on."""
+    assert rollout.tokens is not None and rollout.support is not None, "drawn with trb_return support or more"
+    return rollout.tokens, rollout.support
 
 
 def _joined(arrays: Sequence[np.ndarray], dtype: type, trailing: tuple[int, ...]) -> torch.Tensor:

@@ -181,7 +181,8 @@ class TrainEngine:
             batch.response_lengths_B,
             torch.cat(ids_NK, dim=1),
         )
-        student_NK, token_N, teacher_support = log_probs[:, :16], log_probs[:, 16], log_probs[:, 17:]
+        k = batch.support_ids_NK.shape[1]
+        student_NK, token_N, teacher_support = log_probs[:, :k], log_probs[:, k], log_probs[:, k + 1 :]
         inputs = LossInputs(
             student_logprob_NK=student_NK,
             teacher_logprob_NK=batch.teacher_logprob_NK,

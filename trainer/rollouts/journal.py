@@ -13,14 +13,17 @@ import struct
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from safetensors.numpy import load, save
 
+from sglang_trb.wire.record import Columns, Support, TokenStatistics
 from trainer.atomic import sync, write_file
 from trainer.errors import TrainerError
 from trainer.rollouts.rollout import Refusal, Rollout, RolloutKey
+
+Group = TypeVar("Group", bound=Columns)
 
 _HEADER = struct.Struct("<4sQI")
 _MAGIC = b"TRBJ"
@@ -131,10 +134,18 @@ def _to_bytes(entry: Rollout | Refusal) -> bytes:
     if isinstance(entry, Refusal):
         return save({}, metadata={"entry": json.dumps({"key": key, "refused": entry.reason})})
     arrays = {"prompt_ids": entry.prompt_ids, "token_ids": entry.token_ids_T}
-    groups = {"tokens": entry.tokens, "support": entry.support, "teacher_support": entry.teacher_support or {}}
-    arrays |= {f"{group}.{name}": array for group, named in groups.items() for name, array in named.items()}
+    for group, columns in _groups(entry):
+        arrays |= {f"{group}.{name}": array for name, array in columns.named().items()}
     meta = {"key": key, "weight_version": entry.weight_version, "finish": entry.finish}
     return save({name: np.ascontiguousarray(a) for name, a in arrays.items()}, metadata={"entry": json.dumps(meta)})
+
+
+def _groups(rollout: Rollout) -> Iterator[tuple[str, Columns[np.ndarray]]]:
+    """What a rollout has of its tokens, by name."""
+    for name in ("tokens", "support", "teacher_support"):
+        columns: Columns[np.ndarray] | None = getattr(rollout, name)
+        if columns is not None:
+            yield name, columns
 
 
 def _from_bytes(payload: bytes) -> Rollout | Refusal:
@@ -144,8 +155,9 @@ def _from_bytes(payload: bytes) -> Rollout | Refusal:
         return Refusal(key, meta["refused"])
     arrays = load(payload)
 
-    def group(name: str) -> dict[str, np.ndarray]:
-        return {n.removeprefix(f"{name}."): array for n, array in arrays.items() if n.startswith(f"{name}.")}
+    def group(name: str, columns: type[Group]) -> Group | None:
+        its = {n.removeprefix(f"{name}."): array for n, array in arrays.items() if n.startswith(f"{name}.")}
+        return columns(**its) if its else None
 
     return Rollout(
         key=key,
@@ -153,9 +165,9 @@ def _from_bytes(payload: bytes) -> Rollout | Refusal:
         finish=meta["finish"],
         prompt_ids=arrays["prompt_ids"],
         token_ids_T=arrays["token_ids"],
-        tokens=group("tokens"),
-        support=group("support"),
-        teacher_support=group("teacher_support") or None,
+        tokens=group("tokens", TokenStatistics),
+        support=group("support", Support),
+        teacher_support=group("teacher_support", Support),
     )
 
 

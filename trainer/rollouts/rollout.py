@@ -14,8 +14,8 @@ import numpy as np
 from sglang_trb.errors import InvalidParameter
 from sglang_trb.wire.packing import unpack
 from sglang_trb.wire.params import BlendParams, Return, Rule
+from sglang_trb.wire.record import SUPPORT_SIZE, Support, TokenStatistics
 from sglang_trb.wire.seeds import sample_seed
-from sglang_trb.wire.trace import SUPPORT_FIELDS, SUPPORT_SIZE, TOKEN_FIELDS
 from trainer.errors import TrainerError
 
 FINISHED = ("stop", "length")
@@ -27,10 +27,10 @@ UNFILTERED: dict[str, Any] = {
     "stop": None, "stop_token_ids": None, "stop_regex": None, "beam_width": None,
     "json_schema": None, "regex": None, "ebnf": None, "structural_tag": None,
 }  # fmt: skip
-"""Every sampling parameter that could change the law: what is left out is the server's to choose
+"""Every sampling parameter that could change the policy: what is left out is the server's to choose
 (``--preferred-sampling-params``), and nobody would be told."""
 
-LAW_TOLERANCE = 1e-4
+POLICY_TOLERANCE = 1e-4
 """Nats. Both are float32 of one float64 value where nothing was filtered; the mildest filter of use moves it more."""
 
 
@@ -38,8 +38,8 @@ class UntrustedRollout(TrainerError, ValueError):
     """A response that must not be trained on: malformed, incomplete, or not what was asked for."""
 
 
-class OtherLaw(TrainerError, RuntimeError):
-    """The server draws from another law than it was asked for."""
+class OtherPolicy(TrainerError, RuntimeError):
+    """The server draws from another policy than it was asked for."""
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -89,15 +89,15 @@ class RolloutRequest:
 
 @dataclasses.dataclass(frozen=True)
 class Rollout:
-    """A response and its statistics, as the server measured them while it was drawn (CONTRACT, "Wire: response").
+    """A response and its statistics, as the server measured them while it was drawn (docs/wire.md, "Response").
 
     Attributes:
         key: which one.
         weight_version: of the student that drew it.
         finish: ``stop`` or ``length``.
         prompt_ids, token_ids_T: int32.
-        tokens: the arrays of TOKEN_FIELDS, float32 [T]; empty where only the summary was asked for.
-        support: ``ids`` int32 and both log-probabilities float32 [T, K], of the student's top-16; likewise.
+        tokens: float32 [T] each; None where only the summary was asked for.
+        support: [T, K] each, of the student's top-16; likewise.
         teacher_support: the same for the teacher's top-16, where asked for, else None.
     """
 
@@ -106,9 +106,9 @@ class Rollout:
     finish: str
     prompt_ids: np.ndarray
     token_ids_T: np.ndarray
-    tokens: dict[str, np.ndarray]
-    support: dict[str, np.ndarray]
-    teacher_support: dict[str, np.ndarray] | None = None
+    tokens: TokenStatistics[np.ndarray] | None
+    support: Support[np.ndarray] | None
+    teacher_support: Support[np.ndarray] | None = None
 
     def __len__(self) -> int:
         return len(self.token_ids_T)
@@ -137,8 +137,8 @@ def parse_rollout(request: RolloutRequest, answer: Any) -> Rollout:
 
     Raises:
         UntrustedRollout: a field is missing, malformed, not finite, of another length than the response, or says that
-            another law, weight version or request was answered.
-        OtherLaw: the student's own rule at temperature 1 was drawn from something else than the student's law.
+            another rule, weight version or request was answered.
+        OtherPolicy: rule ``student`` at temperature 1 was drawn from something else than the student's distribution.
     """
     try:
         return _parse(request, answer)
@@ -171,8 +171,8 @@ def _parse(request: RolloutRequest, answer: Any) -> Rollout:
         finish=finish,
         prompt_ids=np.asarray(request.prompt_ids, np.int32),
         token_ids_T=np.asarray(ids, np.int32),
-        tokens=_tokens(request, trb, len(ids)) if returned.includes(Return.TOKENS) else {},
-        support=_support(trb, "support", len(ids)) if returned.includes(Return.SUPPORT) else {},
+        tokens=_tokens(request, trb, len(ids)) if returned.includes(Return.TOKENS) else None,
+        support=_support(trb, "support", len(ids)) if returned.includes(Return.SUPPORT) else None,
         teacher_support=_support(trb, "teacher_support", len(ids)) if returned.includes(Return.SUPPORT_BOTH) else None,
     )
 
@@ -187,36 +187,34 @@ def _check_asked(request: RolloutRequest, trb: Mapping[str, Any]) -> None:
         _require(name, trb[name], trb[name] == value, repr(value))
 
 
-def _tokens(request: RolloutRequest, trb: Mapping[str, Any], length: int) -> dict[str, np.ndarray]:
-    tokens = {name: _array(trb, name, (length,)) for name in TOKEN_FIELDS}
-    _require("beta", "a value outside", bool(((tokens["beta"] >= 0) & (tokens["beta"] <= 1)).all()), "[0, 1]")
+def _tokens(request: RolloutRequest, trb: Mapping[str, Any], length: int) -> TokenStatistics[np.ndarray]:
+    tokens = TokenStatistics.of(_array(trb, name, (length,)) for name in TokenStatistics.names())
+    _require("beta", "a value outside", bool(((tokens.beta >= 0) & (tokens.beta <= 1)).all()), "[0, 1]")
     if request.blend.rule is Rule.TRUST_REGION:
-        largest = float(tokens["kl"].max())
-        _require(
-            "kl", largest, largest <= request.blend.epsilon * (1 + 1e-3), f"at most epsilon {request.blend.epsilon}"
-        )
-    _check_law(request, tokens)
+        largest, epsilon = float(tokens.kl.max()), request.blend.epsilon
+        _require("kl", largest, largest <= epsilon * (1 + 1e-3), f"at most epsilon {epsilon}")
+    _check_policy(request, tokens)
     return tokens
 
 
-def _check_law(request: RolloutRequest, tokens: Mapping[str, np.ndarray]) -> None:
-    """Where the law must be the student's own, log mu is log p."""
+def _check_policy(request: RolloutRequest, tokens: TokenStatistics[np.ndarray]) -> None:
+    """Where the behaviour policy must be the student, log mu is log p."""
     if request.blend.rule is not Rule.STUDENT or request.temperature != 1.0:
         return
-    behavior_T, student_T = tokens["behavior_logprob"], tokens["student_logprob"]
+    behavior_T, student_T = tokens.behavior_logprob, tokens.student_logprob
     apart_T = np.where(behavior_T == student_T, 0.0, np.abs(behavior_T - student_T))  # inf - inf is NaN
-    if not apart_T.max() <= LAW_TOLERANCE:
-        raise OtherLaw(
+    if not apart_T.max() <= POLICY_TOLERANCE:
+        raise OtherPolicy(
             f"filtered sampling: rule student at temperature 1 has log mu up to {apart_T.max():.2g} nats from log p "
-            f"({request.key}); allowed: {LAW_TOLERANCE:g}. Does the server change the logits, or filter them?"
+            f"({request.key}); allowed: {POLICY_TOLERANCE:g}. Does the server change the logits, or filter them?"
         )
 
 
-def _support(trb: Mapping[str, Any], name: str, length: int) -> dict[str, np.ndarray]:
+def _support(trb: Mapping[str, Any], name: str, length: int) -> Support[np.ndarray]:
     packed = trb[name]
-    arrays = {field: _array(packed, field, (length, SUPPORT_SIZE), f"{name}.{field}") for field in SUPPORT_FIELDS}
-    _require(f"{name}.ids", "a negative id", bool((arrays["ids"] >= 0).all()), "token ids")
-    return arrays
+    support = Support.of(_array(packed, field, (length, SUPPORT_SIZE), f"{name}.{field}") for field in Support.names())
+    _require(f"{name}.ids", "a negative id", bool((support.ids >= 0).all()), "token ids")
+    return support
 
 
 def _array(packed: Mapping[str, Any], field: str, shape: tuple[int, ...], name: str | None = None) -> np.ndarray:

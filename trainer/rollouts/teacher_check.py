@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from sglang_trb.pair.teacher_health import TeacherHealth, look_at
+from sglang_trb.wire.record import TokenStatistics
 from trainer.errors import TrainerError
 from trainer.records import Row
 from trainer.rollouts.rollout import Rollout
@@ -18,7 +19,7 @@ class BrokenTeacher(TrainerError, RuntimeError):
 
 
 def check_teacher(rollouts: Sequence[Rollout], vocab_size: int, allowed: bool, note: Callable[[str], None]) -> None:
-    """Say what is suspicious about the teacher's laws, and stop where it is beyond doubt.
+    """Say what is suspicious about the teacher's distributions, and stop where it is beyond doubt.
 
     Args:
         rollouts: of a step, at least one.
@@ -29,7 +30,7 @@ def check_teacher(rollouts: Sequence[Rollout], vocab_size: int, allowed: bool, n
     Raises:
         BrokenTeacher: see `sglang_trb.pair.teacher_health`.
     """
-    health = look_at(_all_positions(rollouts, "teacher_entropy"), vocab_size)
+    health = look_at(_all_positions(rollouts, lambda tokens: tokens.teacher_entropy), vocab_size)
     if health.broken and not allowed:
         raise BrokenTeacher(f"{health.explained()}; allowed: with server.allow_broken_teacher=true only")
     if health.condition is not None:
@@ -51,10 +52,10 @@ def check_server(url: str, info: Mapping[str, Any], allowed: bool) -> None:
 def teacher_row(rollouts: Sequence[Rollout]) -> Row:
     """The teacher's numbers of a step's row; its mean entropy is among the loss's."""
     return {
-        "rollout/teacher_entropy_spread": float(_all_positions(rollouts, "teacher_entropy").std()),
-        "rollout/teacher_logprob": float(_all_positions(rollouts, "teacher_logprob").mean()),
+        "rollout/teacher_entropy_spread": float(_all_positions(rollouts, lambda tokens: tokens.teacher_entropy).std()),
+        "rollout/teacher_logprob": float(_all_positions(rollouts, lambda tokens: tokens.teacher_logprob).mean()),
     }
 
 
-def _all_positions(rollouts: Sequence[Rollout], name: str) -> np.ndarray:
-    return np.concatenate([rollout.tokens[name] for rollout in rollouts]).astype(np.float64)
+def _all_positions(rollouts: Sequence[Rollout], of: Callable[[TokenStatistics[np.ndarray]], np.ndarray]) -> np.ndarray:
+    return np.concatenate([of(r.tokens) for r in rollouts if r.tokens is not None]).astype(np.float64)

@@ -36,12 +36,15 @@ def rewards(grades: Sequence[Grade | None]) -> Row:
 
 
 def _drawn(rollouts: Sequence[Rollout], seconds: float) -> Row:
-    tokens = {n: np.concatenate([r.tokens[n] for r in rollouts]).astype(np.float64) for n in ("beta", "kl")}
+    tokens = [rollout.tokens for rollout in rollouts if rollout.tokens is not None]
+    beta, kl = (
+        np.concatenate(parts).astype(np.float64) for parts in ([t.beta for t in tokens], [t.kl for t in tokens])
+    )
     lengths = np.array([len(rollout) for rollout in rollouts])
     return {
-        "rollout/mean_beta": float(tokens["beta"].mean()),
-        "rollout/mean_kl": float(tokens["kl"].mean()),
-        "rollout/sum_kl": float(tokens["kl"].sum() / len(rollouts)),
+        "rollout/mean_beta": float(beta.mean()),
+        "rollout/mean_kl": float(kl.mean()),
+        "rollout/sum_kl": float(kl.sum() / len(rollouts)),
         "rollout/response_length": float(lengths.mean()),
         "rollout/finished_share": float(np.mean([rollout.finish == "stop" for rollout in rollouts])),
         "rollout/tokens_per_s": float(lengths.sum() / seconds),

@@ -10,7 +10,7 @@ from sglang_trb.checkpoints.folder import checkpoint_folder
 from sglang_trb.checkpoints.memory import GIB, model_config, model_memory
 from sglang_trb.checkpoints.weight_files import read_layout
 from sglang_trb.wire.params import Return
-from sglang_trb.wire.trace import SUPPORT_SIZE, TOKEN_FIELDS
+from sglang_trb.wire.record import SUPPORT_COLUMNS, TokenStatistics
 from trainer.config.run import RunConfig
 
 
@@ -59,7 +59,7 @@ def training_memory(config: RunConfig, processes: int) -> TrainingMemory:
 def journal_bytes(returned: Return) -> int:
     """Of a generated token and its statistics in the journal; on the wire base64 makes it a third more."""
     supports = returned.includes(Return.SUPPORT) + returned.includes(Return.SUPPORT_BOTH)
-    return 4 + 4 * len(TOKEN_FIELDS) * returned.includes(Return.TOKENS) + supports * SUPPORT_SIZE * 3 * 4
+    return 4 + 4 * len(TokenStatistics.names()) * returned.includes(Return.TOKENS) + 4 * supports * SUPPORT_COLUMNS
 
 
 def _student_line(student: str) -> str:

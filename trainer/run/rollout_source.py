@@ -52,7 +52,7 @@ class RolloutSource:
             On the leader; none if all were refused. Others get an empty list.
 
         Raises:
-            CollectionFailed, ServersGone, OtherLaw, OSError: as `Collector.collect`.
+            CollectionFailed, ServersGone, OtherPolicy, OSError: as `Collector.collect`.
             BrokenTeacher: by what the rollouts say; they are set aside.
         """
         rollouts: list[Rollout] = []

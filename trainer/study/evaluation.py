@@ -13,7 +13,7 @@ from trainer.errors import TrainerError
 from trainer.learner.checkpoints import Checkpoint, CheckpointStore
 from trainer.learner.student_folder import STUDENT_FIELD
 from trainer.records import Evaluation, write_evaluation
-from trainer.run.evaluator import evaluate_benchmark
+from trainer.run.benchmarks import evaluate_benchmark
 from trainer.run.folder import claimed
 from trainer.run.leader import Leader
 from trainer.statistics import PassAt1

@@ -12,8 +12,8 @@ import numpy as np
 from sglang.srt.managers.io_struct import GenerateReqInput
 
 from sglang_trb.pair.teacher_health import TeacherHealth, look_at
-from sglang_trb.wire.packing import unpack
 from sglang_trb.wire.params import BlendParams, Return, Rule
+from sglang_trb.wire.trace import tokens_of
 
 if TYPE_CHECKING:
     from sglang_trb.engine.manager.tokenizer_manager import TrbTokenizerManager
@@ -47,7 +47,7 @@ async def probe_teacher(_: Any, manager: TrbTokenizerManager) -> None:
         logger.warning("the teacher was not looked at: %s", error)
         return
     found = [answer["meta_info"].get("trb") for answer in answers]
-    entropies = [unpack(trb["teacher_entropy"]) for trb in found if trb is not None]
+    entropies = [tokens_of(trb).teacher_entropy for trb in found if trb is not None]
     if entropies:
         manager.teacher_health = _said(look_at(np.concatenate(entropies), manager.pair.vocab_size))
 

@@ -1,6 +1,6 @@
 """The sampling backend ``trb``: the batched blend at the place where SGLang draws its tokens.
 
-Legend: _B requests of the batch, _V vocabulary, _C columns of a statistics row (`sglang_trb.wire.trace`).
+Legend: _B requests of the batch, _V vocabulary, _C columns of a statistics row (`sglang_trb.wire.record`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from sglang_trb.engine import hooks, metrics
 from sglang_trb.engine.containment import contained
 from sglang_trb.engine.worker.batch import TrbSamplingBatchInfo, trace_of
 from sglang_trb.pair.alignment import StopAlignment
-from sglang_trb.wire.trace import ROW_FIELDS
 
 if TYPE_CHECKING:
     from sglang.srt.layers.logits_processor import LogitsProcessorOutput
@@ -34,7 +33,7 @@ class TrbSampler(Sampler):
     The order of processing of a step:
       1. SGLang's penalties, grammar and logit bias on a copy of the student's logits; what they forbid is masked in
          both models.
-      2. `blend_step`: temperature, alignment, filters, blend, draw, statistics (METHODS section 1).
+      2. `blend_step`: temperature, alignment, filters, blend, draw, statistics (docs/methods.md, "Rollout rules").
       3. SGLang's returned log-probabilities, computed from log mu.
       4. The statistics leave as auxiliary output: copied to the host without a synchronisation of the step.
     """
@@ -105,32 +104,16 @@ def _adjusted(
 class DeviceStatistics:
     """A step's statistics on the device, one row a request; SGLang copies them with its own results."""
 
-    table_BC: torch.Tensor  # float32; ROW_FIELDS, then the supports that any request wants
+    table_BC: torch.Tensor  # float32; a TokenRecord, then the supports that any request wants
     error_B: torch.Tensor  # int8, 0 = drawn
 
     @classmethod
     def from_step(cls, step: StepOutput) -> DeviceStatistics:
-        columns = [
-            torch.stack(
-                [
-                    step.behavior_logprob_B,
-                    step.student_logprob_B,
-                    step.teacher_logprob_B,
-                    step.beta_B,
-                    step.kl_B,
-                    step.student_entropy_B,
-                    step.teacher_entropy_B,
-                    step.dropped_mass_student_B,
-                    step.dropped_mass_teacher_B,
-                ],
-                dim=1,
-            )
-        ]
-        assert columns[0].shape[1] == len(ROW_FIELDS)
+        columns = [torch.stack(step.record.columns(), dim=1)]
         for support in (step.student_support, step.teacher_support):
             if support is not None:
-                ids_BK, student_logprob_BK, teacher_logprob_BK = support
-                columns += [ids_BK.to(torch.int32).view(torch.float32), student_logprob_BK, teacher_logprob_BK]
+                ids_BK, *logprobs = support.columns()
+                columns += [ids_BK.to(torch.int32).view(torch.float32), *logprobs]
         return cls(torch.cat(columns, dim=1), step.error_B)
 
     def copy_to_host(self, copy_tensor: Callable[[torch.Tensor], torch.Tensor]) -> HostStatistics:

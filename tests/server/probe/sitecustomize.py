@@ -25,7 +25,7 @@ def record_blend_steps():
         }
         rows |= {"rule": controls.rule_B.clone(), "size": options["valid_vocab_size"]}
         output = _blend_step(student_BV, teacher_BV, controls, alignment, **options)
-        rows |= {"beta": output.beta_B, "kl": output.kl_B}
+        rows |= {"beta": output.record.beta, "kl": output.record.kl}
         torch.save(rows, pathlib.Path(os.environ["TRB_PROBE_DIR"]) / f"{uuid.uuid4().hex}.pt")
         return output
 
