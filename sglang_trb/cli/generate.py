@@ -17,7 +17,8 @@ from sglang_trb.errors import InvalidParameter
 from sglang_trb.requests.field_types import INT32_MAX
 from sglang_trb.requests.fields import ServerFacts, words
 from sglang_trb.requests.generate import SamplingFields
-from sglang_trb.wire.params import BlendParams, Rule
+from sglang_trb.wire.params import BlendParams
+from sglang_trb.wire.rules import Parameter, Rule
 
 DESCRIPTION = """Draw rollouts in this process: each prompt under each behaviour policy, seeds fixed, then what was
 drawn, token by token, shaded by beta."""
@@ -70,8 +71,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     others = [rule.value for rule in Rule if rule is not Rule.TRUST_REGION]
     policies.add_argument("--rule", nargs="+", choices=others, default=[], help="other policies beside the budgets")
-    policies.add_argument("--skd-top-k", type=int, metavar="K", help="with --rule skd")
-    policies.add_argument("--skd-temperature", type=float, metavar="T", help="with --rule skd")
+    for option, parameter, rule in _rule_options():
+        kind = parameter.type
+        policies.add_argument(option, type=kind, metavar="N", help=f"{parameter.allowed}; with --rule {rule.value}")
     policies.add_argument("--n", type=int, default=1, help="rollouts per prompt and policy (default: %(default)s)")
     policies.add_argument("--max-tokens", type=int, default=128, metavar="N", help="default: %(default)s")
     policies.add_argument("--temperature", type=float, default=1.0, metavar="T", help="default: %(default)s")
@@ -86,18 +88,24 @@ def chosen_policies(arguments: argparse.Namespace) -> dict[str, BlendParams]:
     """Label → parameters, in the order of the command line.
 
     Raises:
-        InvalidParameter: a value is out of range, or an skd option is missing or of no use.
+        InvalidParameter: a value is out of range, or an option of a rule is missing or of no use.
     """
     budgets = arguments.epsilon if arguments.epsilon is not None else [] if arguments.rule else [0, 0.01, 0.1]
     wires: dict[str, dict[str, Any]] = {f"ε = {epsilon:g}": {"trb_epsilon": epsilon} for epsilon in budgets}
-    skd = {"trb_skd_top_k": arguments.skd_top_k, "trb_skd_temperature": arguments.skd_temperature}
-    skd = {key: value for key, value in skd.items() if value is not None}
-    if skd and "skd" not in arguments.rule:
-        key, value = next(iter(skd.items()))
-        raise InvalidParameter("--" + key.removeprefix("trb_").replace("_", "-"), value, "only with --rule skd")
-    for rule in arguments.rule:
-        wires[rule] = {"trb_rule": rule} | (skd if rule == "skd" else {})
+    wires |= {rule: {"trb_rule": rule} for rule in arguments.rule}
+    for option, parameter, rule in _rule_options():
+        value = getattr(arguments, parameter.name)
+        if value is not None and rule.value not in arguments.rule:
+            raise InvalidParameter(option, value, f"only with --rule {rule.value}")
+        if value is not None:
+            wires[rule.value][parameter.key] = value
     return {label: BlendParams.from_wire(wire | {"trb_return": "tokens"}) for label, wire in wires.items()}
+
+
+def _rule_options() -> list[tuple[str, Parameter, Rule]]:
+    """The option of each parameter of a rule that is asked for by name."""
+    others = [rule for rule in Rule if rule is not Rule.TRUST_REGION]
+    return [("--" + x.name.replace("_", "-"), x, rule) for rule in others for x in rule.parameters]
 
 
 def read_prompts(path: Path) -> list[str]:

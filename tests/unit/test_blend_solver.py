@@ -290,8 +290,8 @@ BUDGETS = torch.zeros(2)
         (LOGITS, LOGITS, torch.tensor([0.1, -0.5]), {}, "epsilon_B", "-0.5", ">= 0"),
         (LOGITS, LOGITS, torch.tensor([0.1, float("nan")]), {}, "epsilon_B", "nan", ">= 0"),
         (LOGITS, LOGITS.to("meta"), BUDGETS, {}, "device", "meta", "one device"),
-        (LOGITS, LOGITS, BUDGETS, {"backend": "cuda"}, "backend", "cuda", "auto, torch, reference"),
-        (LOGITS, LOGITS, BUDGETS, {"backend": "triton"}, "backend", "triton", "reference or torch"),
+        (LOGITS, LOGITS, BUDGETS, {"backend": "cuda"}, "backend", "cuda", "one of auto, torch, "),
+        (LOGITS, LOGITS, BUDGETS, {"backend": "triton"}, "backend", "triton", "no Triton kernel"),
     ],
 )
 def test_wrong_arguments_are_named(student, teacher, epsilon, options, field, received, allowed):
