@@ -15,7 +15,7 @@ import sys
 import torch
 from sglang import Engine
 
-from sglang_trb.wire.packing import unpack
+from sglang_trb.wire.trace import tokens_of
 
 LAWS = {
     "student": {"trb_epsilon": 0.0},
@@ -73,9 +73,10 @@ def main(argv: list[str] | None = None) -> int:
 def show(name: str, result: dict, tokenizer) -> None:
     trb = result["meta_info"]["trb"]
     print(f"\n{name}: mean β {trb['mean_beta']:.2f}, ΣKL {trb['sum_kl']:.3f} nats\n{result['text']!r}")
-    columns = {key: unpack(trb[key], key) for key in ("beta", "kl", "student_logprob", "teacher_logprob")}
+    tokens = tokens_of(trb)
+    columns = tokens.beta, tokens.kl, tokens.student_logprob, tokens.teacher_logprob
     print(f"{'token':>16}     β       KL   log p   log q")
-    for token, beta, kl, student, teacher in zip(result["output_ids"], *columns.values(), strict=True):
+    for token, beta, kl, student, teacher in zip(result["output_ids"], *columns, strict=True):
         print(f"{tokenizer.decode([token])!r:>16} {beta:5.2f} {kl:8.4f} {student:7.2f} {teacher:7.2f}")
 
 

@@ -17,7 +17,7 @@ PLAIN_BELOW = 0.05
 def shaded(completion: TracedCompletion) -> Text:
     """The text, each token on a background as strong as its beta; special tokens dimmed."""
     text = Text()
-    for piece, beta in zip(completion.pieces, completion.beta, strict=True):
+    for piece, beta in zip(completion.pieces, completion.tokens.beta, strict=True):
         if not beta >= PLAIN_BELOW:
             style = ""
         else:

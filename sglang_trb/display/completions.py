@@ -13,9 +13,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from sglang_trb.errors import InvalidParameter
-from sglang_trb.wire.packing import unpack
+from sglang_trb.wire.record import TokenStatistics
+from sglang_trb.wire.trace import tokens_of
 
-TOKEN_ARRAYS = ("beta", "kl", "student_logprob", "teacher_logprob", "behavior_logprob")
 REPLACEMENT = "\ufffd"
 
 
@@ -33,10 +33,7 @@ class TracedCompletion:
         text: the whole response.
         pieces: the text of each token; "" for one whose bytes only complete a character with the next.
         summary: the ``trb`` summary of the response (rule, epsilon, …); ``correct`` (bool), if it was judged.
-        beta: exponent of the teacher in the blend, in [0, 1].
-        kl: KL(mu || student) at each position, nats.
-        student_logprob, teacher_logprob: of the drawn token at temperature 1, nats.
-        behavior_logprob: log mu of the drawn token, nats.
+        tokens: how each was drawn, a value per token.
     """
 
     prompt: str
@@ -44,16 +41,12 @@ class TracedCompletion:
     text: str
     pieces: list[str]
     summary: dict[str, Any]
-    beta: list[float]
-    kl: list[float]
-    student_logprob: list[float]
-    teacher_logprob: list[float]
-    behavior_logprob: list[float]
+    tokens: TokenStatistics[list[float]]
 
     def __post_init__(self) -> None:
-        for name in TOKEN_ARRAYS:
-            if len(getattr(self, name)) != len(self.pieces):
-                raise InvalidParameter(name, f"{len(getattr(self, name))} values", f"one per token: {len(self.pieces)}")
+        for name, values in self.tokens.named().items():
+            if len(values) != len(self.pieces):
+                raise InvalidParameter(name, f"{len(values)} values", f"one per token: {len(self.pieces)}")
 
     @classmethod
     def from_wire(
@@ -64,12 +57,12 @@ class TracedCompletion:
         Raises:
             InvalidParameter: an array is missing, malformed, or not one value per token.
         """
-        for name in TOKEN_ARRAYS:
+        for name in TokenStatistics.names():
             if name not in trb:
                 raise InvalidParameter(f"trb.{name}", None, "required; ask for it with trb_return 'tokens'")
-        arrays = {name: unpack(trb[name], f"trb.{name}").ravel().tolist() for name in TOKEN_ARRAYS}
+        columns: list[list[float]] = [values_T.ravel().tolist() for values_T in tokens_of(trb).columns()]
         summary = {key: value for key, value in trb.items() if not isinstance(value, dict)} | judged
-        return cls(prompt, label, text, pieces, summary, **arrays)
+        return cls(prompt, label, text, pieces, summary, TokenStatistics.of(columns))
 
     @property
     def budget(self) -> float | None:
@@ -78,8 +71,8 @@ class TracedCompletion:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready object (numbers that are not finite become null)."""
-        rows = {name: [_or_none(value) for value in getattr(self, name)] for name in TOKEN_ARRAYS}
-        return dataclasses.asdict(self) | rows
+        about = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "tokens"}
+        return about | self.tokens.map(lambda values: [_or_none(value) for value in values]).named()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,15 +95,15 @@ class Totals:
 
 def totals(completions: Sequence[TracedCompletion]) -> Totals:
     """Add up completions that were drawn by one law."""
-    beta = [value for c in completions for value in c.beta]
-    teacher = [value for c in completions for value in c.teacher_logprob]
+    beta = [value for c in completions for value in c.tokens.beta]
+    teacher = [value for c in completions for value in c.tokens.teacher_logprob]
     verdicts = [c.summary["correct"] for c in completions if c.summary.get("correct") is not None]
     return Totals(
         completions=len(completions),
         tokens=len(beta),
         mean_beta=_mean(beta),
         saturated=_mean([float(value == 1.0) for value in beta]),
-        sum_kl=_mean([sum(c.kl) for c in completions]),
+        sum_kl=_mean([sum(c.tokens.kl) for c in completions]),
         mean_teacher_logprob=_mean(teacher),
         correct=sum(map(bool, verdicts)),
         judged=len(verdicts),

@@ -145,11 +145,11 @@ def _verdict(completion: TracedCompletion) -> str:
 def _tokens(completion: TracedCompletion) -> str:
     rows = zip(
         completion.pieces,
-        completion.beta,
-        completion.kl,
-        completion.student_logprob,
-        completion.teacher_logprob,
-        completion.behavior_logprob,
+        completion.tokens.beta,
+        completion.tokens.kl,
+        completion.tokens.student_logprob,
+        completion.tokens.teacher_logprob,
+        completion.tokens.behavior_logprob,
         strict=True,
     )
     spans = "".join(_token(*row) for row in rows)
@@ -167,8 +167,8 @@ def _token(piece: str, beta: float, kl: float, student: float, teacher: float, m
 
 def _sparkline(completion: TracedCompletion) -> str:
     """KL at each token (the highest of a stretch, where there are more tokens than points) under the budget line."""
-    stride = math.ceil(len(completion.kl) / SPARK_POINTS) or 1
-    finite = [value if math.isfinite(value) else 0.0 for value in completion.kl]
+    stride = math.ceil(len(completion.tokens.kl) / SPARK_POINTS) or 1
+    finite = [value if math.isfinite(value) else 0.0 for value in completion.tokens.kl]
     points = [max(finite[i : i + stride]) for i in range(0, len(finite), stride)]
     budget, peak = completion.budget, max(finite, default=0.0)
     scale = SPARK_HEIGHT * 0.9 / (max(peak, budget or 0.0) or 1.0)

@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sglang_trb.display.completions import (
-    TOKEN_ARRAYS,
     TracedCompletion,
     by_label,
     number,
@@ -19,34 +18,36 @@ from sglang_trb.display.completions import (
 )
 from sglang_trb.errors import InvalidParameter
 from sglang_trb.wire.packing import pack
+from sglang_trb.wire.record import TokenStatistics
 from tests.pairs import small_tokenizer
 
 
 def completion(label="ε = 0.1", beta=(0.5, 1.0), kl=(0.1, 0.05), teacher=(-1.0, -3.0), **summary):
     n = len(beta)
     summary = {"rule": "trust_region", "epsilon": 0.1} | summary
-    fill = [-1.0] * n
-    return TracedCompletion("p", label, "ab"[:n], list("ab"[:n]), summary, [*beta], [*kl], fill, [*teacher], fill)
+    other = {name: [-1.0] * n for name in TokenStatistics.names()}
+    tokens = TokenStatistics(**other | {"beta": [*beta], "kl": [*kl], "teacher_logprob": [*teacher]})
+    return TracedCompletion("p", label, "ab"[:n], list("ab"[:n]), summary, tokens)
 
 
 def wire(n=2, **changes):
-    arrays = {name: pack(np.linspace(0, 1, n, dtype=np.float32)) for name in TOKEN_ARRAYS}
+    arrays = {name: pack(np.linspace(0, 1, n, dtype=np.float32)) for name in TokenStatistics.names()}
     return {"rule": "trust_region", "epsilon": 0.5, "mean_beta": 0.5} | arrays | changes
 
 
 def test_from_wire_keeps_the_summary_and_unpacks_the_arrays():
     read = TracedCompletion.from_wire(wire(), prompt="p", label="l", text="ab", pieces=["a", "b"], correct=True)
     assert read.summary == {"rule": "trust_region", "epsilon": 0.5, "mean_beta": 0.5, "correct": True}
-    assert read.beta == [0.0, 1.0] and read.budget == 0.5
+    assert read.tokens.beta == [0.0, 1.0] and read.budget == 0.5
 
 
 def test_from_wire_names_what_is_missing_or_does_not_fit():
     arguments = {"prompt": "p", "label": "l", "text": "ab", "pieces": ["a", "b"]}
-    with pytest.raises(InvalidParameter, match=r"trb\.beta.*trb_return 'tokens'"):
+    with pytest.raises(InvalidParameter, match=r"trb\.behavior_logprob.*trb_return 'tokens'"):
         TracedCompletion.from_wire({"rule": "teacher"}, **arguments)
     with pytest.raises(InvalidParameter, match=r"trb\.kl\.dtype"):
         TracedCompletion.from_wire(wire(kl={"dtype": "float64", "shape": [2], "data": ""}), **arguments)
-    with pytest.raises(InvalidParameter, match=r"beta.*3 values.*one per token: 2"):
+    with pytest.raises(InvalidParameter, match=r"behavior_logprob.*3 values.*one per token: 2"):
         TracedCompletion.from_wire(wire(n=3), **arguments)
 
 

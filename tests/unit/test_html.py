@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from sglang_trb.display.completions import TracedCompletion
 from sglang_trb.display.page import SHORT, page
+from sglang_trb.wire.record import TokenStatistics
 
 VOID = {"meta", "br", "path", "rect", "link", "img"}
 
@@ -56,9 +57,12 @@ def completion(prompt="What is 1 + 1?", label="ε = 0.1", pieces=("1 + 1 = ", "2
         "student_logprob": [-1.0] * n,
         "teacher_logprob": [-0.5] * n,
         "behavior_logprob": [-0.7] * n,
-        "summary": {"rule": "trust_region", "epsilon": 0.1},
+        "student_entropy": [1.0] * n,
+        "teacher_entropy": [1.0] * n,
     }
-    return TracedCompletion(prompt=prompt, label=label, text="".join(pieces), pieces=[*pieces], **(values | changes))
+    tokens = TokenStatistics(**{name: changes.pop(name, value) for name, value in values.items()})
+    about = {"summary": {"rule": "trust_region", "epsilon": 0.1}} | changes
+    return TracedCompletion(prompt=prompt, label=label, text="".join(pieces), pieces=[*pieces], tokens=tokens, **about)
 
 
 LONG = ["word "] * (SHORT + 1)
