@@ -133,7 +133,7 @@ def expected(
     adjusted_V: torch.Tensor | None = None,
     mask_V: torch.Tensor | None = None,
 ) -> Expected:
-    """docs/methods.md, "Order of operations in a row", by `reference`."""
+    """docs/methods.md, "Order of operations", by `reference`."""
     mask = np.zeros(len(student_V), bool) if mask_V is None else mask_V.numpy()
 
     def aligned(logits: np.ndarray, own_ids: tuple[int, ...], temperature: float = 1.0) -> np.ndarray:

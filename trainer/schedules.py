@@ -1,4 +1,4 @@
-"""Schedules: pure functions of the optimisation step (METHODS section 2).
+"""Schedules: pure functions of the optimisation step (docs/methods.md, "Schedules").
 
 ``step`` is k, the number of completed optimiser updates: the first rollouts are drawn, and the first update is made,
 at k = 0.

@@ -1,4 +1,5 @@
-"""Which ids end an answer, for each model, and the alignment built from them (App. D, METHODS §1).
+"""Which ids end an answer, for each model, and the alignment built from them: App. D; docs/methods.md, "Stop-id
+alignment".
 
 E_M, the stop ids of model M, comes from the first of: an explicit override; ``eos_token_id`` of
 ``generation_config.json``; ``eos_token_id`` of ``config.json`` (its ``text_config`` before the top level); the

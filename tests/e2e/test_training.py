@@ -405,7 +405,7 @@ def test_prompts_that_are_all_too_long_stop_the_run_before_its_first_step(config
 
 
 STUDENT = "rollouts.behaviour={method: student}"
-METHODS = {
+BASELINES = {
     "vanilla": [STUDENT],
     "fixed epsilon": ["rollouts.behaviour={method: fixed_epsilon, epsilon: 0.05}"],
     "temperature warmup": ["rollouts.behaviour={method: temperature_warmup, warmup_steps: 2}"],
@@ -423,7 +423,7 @@ METHODS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("overrides", METHODS.values(), ids=METHODS)
+@pytest.mark.parametrize("overrides", BASELINES.values(), ids=BASELINES)
 def test_every_method_trains(config, overrides):
     done = train(config, "steps=2", "evaluation.every=0", *overrides)
     assert done.returncode == 0, done.stderr

@@ -1,6 +1,7 @@
 """What a server should have answered, computed without it: both models through transformers, the blend by bisection.
 
-Written apart from `sglang_trb.blend` on purpose: numpy float64, one position at a time, METHODS section 1 word by word.
+Written apart from `sglang_trb.blend` on purpose: numpy float64, one position at a time, as
+docs/methods.md, "Rollout rules", says.
 
 Legend: _V vocabulary.
 """

@@ -78,7 +78,7 @@ class Rows:
 
 
 def naive(settings, rows, logits, frozen, step=1):
-    """METHODS section 3 row by row in plain Python; ``frozen`` are the logits that sg(·) sees."""
+    """docs/methods.md, "Losses", row by row in plain Python; ``frozen`` are the logits that sg(·) sees."""
     total = 0.0
     for n in range(ROWS):
         lp, lq = logits[n].log_softmax(0).tolist(), rows.teacher[n].tolist()

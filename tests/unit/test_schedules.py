@@ -1,4 +1,4 @@
-"""Schedules as METHODS section 2 states them, at their ends and in between."""
+"""Schedules as docs/methods.md, "Schedules", states them, at their ends and in between."""
 
 from __future__ import annotations
 

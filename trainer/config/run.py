@@ -208,7 +208,7 @@ class RunConfig(Section):
     models: Models
     data: Data
     rollouts: Rollouts = Rollouts()
-    loss: LossSettings = Field(description="see METHODS section 3; every report names its form")
+    loss: LossSettings = Field(description="one of docs/methods.md#losses; every report names its form")
     server: Server
     push: Push = Push()
     optimisation: Optimisation = Optimisation()

@@ -1,8 +1,8 @@
 """Every value that a run records: its name, unit and meaning. Whoever records another declares it here.
 
 A row says what update number ``step`` did: ``step`` counts completed updates, so the first update is step 1 and was
-made from the rollouts of k = 0 (METHODS section 2). Row 0, if there is one, holds the evaluation of the untrained
-student. A value that a step did not measure is left out of its row.
+made from the rollouts of k = 0 (docs/methods.md#schedules). Row 0, if there is one, holds the evaluation of the
+untrained student. A value that a step did not measure is left out of its row.
 """
 
 from __future__ import annotations

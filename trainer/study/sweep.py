@@ -1,4 +1,4 @@
-"""Several runs that differ in chosen fields, and which checkpoint represents them (METHODS section 5)."""
+"""Several runs that differ in chosen fields, and which checkpoint represents them: docs/methods.md#evaluation-protocol."""
 
 from __future__ import annotations
 
