@@ -1,7 +1,7 @@
 """Log-probabilities of a few tokens per position, without the logits of all positions ever existing.
 
-The distribution is the aligned one at temperature 1 (docs/methods.md#stop-id-alignment): ids beyond the tokenizer and the stop ids of the
-teacher alone are left out, the student's stop ids are one event at the canonical id.
+The distribution is the aligned one at temperature 1 (docs/methods.md#stop-id-alignment): ids beyond the tokenizer and
+the stop ids of the teacher alone are left out, the student's stop ids are one event at the canonical id.
 
 Legend: _N positions, _C positions of a chunk, _H hidden size, _V valid vocabulary, _K asked ids.
 """

@@ -1,4 +1,5 @@
-"""Several runs that differ in chosen fields, and which checkpoint represents them: docs/methods.md#evaluation-protocol."""
+"""Several runs that differ in chosen fields, and which checkpoint represents them (docs/methods.md, "Evaluation
+protocol")."""
 
 from __future__ import annotations
 
