@@ -49,6 +49,7 @@ class ModelDigest:
         return cls(value["config"], value["weights"])
 
     def to_wire(self) -> dict[str, str | None]:
+        """JSON-ready."""
         return dataclasses.asdict(self)
 
     def difference(self, other: ModelDigest) -> str | None:

@@ -70,10 +70,12 @@ class MemoryPlan:
 
     @property
     def weight_bytes(self) -> int:
+        """Bytes of the weights on one device."""
         return self.student.weight_bytes + self.teacher.weight_bytes
 
     @property
     def kv_bytes_per_token(self) -> int:
+        """Bytes that one token takes in the KV cache of one device."""
         return self.student.kv_bytes_per_token + self.teacher.kv_bytes_per_token
 
     @property
@@ -94,6 +96,7 @@ class MemoryPlan:
 
     @property
     def pool_bytes(self) -> int:
+        """Bytes that are left for the KV cache of both models."""
         return self.tokens * self.kv_bytes_per_token
 
     @property

@@ -20,7 +20,10 @@ REPLACEMENT = "\ufffd"
 
 
 class Tokenizer(Protocol):
-    def decode(self, ids: list[int], skip_special_tokens: bool) -> str: ...
+    """What is needed of a tokenizer."""
+
+    def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
+        """The text of the ids."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -47,6 +47,7 @@ class UpdateGuard:
 
     @property
     def refusal(self) -> str | None:
+        """Why requests are refused just now; None: they are not."""
         if self._teacher is not None:
             return self._teacher
         if self._half_written:

@@ -40,11 +40,13 @@ HEALTH_CHECK = "HEALTH_CHECK"
 
 
 def facts(info: ValidationInfo) -> ServerFacts:
+    """What the check knows of the server."""
     assert isinstance(info.context, ServerFacts)
     return info.context
 
 
 def refuse(info: ValidationInfo, value: object, allowed: str) -> InvalidParameter:
+    """The error of a field: its name, what came, what is allowed."""
     assert info.field_name is not None
     return InvalidParameter(info.field_name, value, allowed)
 

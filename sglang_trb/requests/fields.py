@@ -45,6 +45,7 @@ class ServerFacts:
 
     @property
     def has_grammar(self) -> bool:
+        """Whether the server can follow a grammar."""
         return self.grammar_backend not in (None, "none")
 
 

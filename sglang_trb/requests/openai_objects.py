@@ -63,12 +63,16 @@ class _NamedSchema(_Open):
 
 
 class ResponseFormat(_Open):
+    """``response_format``."""
+
     type: Annotated[Literal["text", "json_object", "json_schema", "structural_tag"], Allowed("a type of format")]
     json_schema: _NamedSchema | None = None
     schema_: Annotated[_Schema | None, Field(alias="schema")] = None
 
 
 class StreamOptions(Fields):
+    """``stream_options``."""
+
     include_usage: Flag | None = None
     continuous_usage_stats: Flag | None = None
     include_obfuscation: Ignored = None
@@ -82,6 +86,8 @@ class _Function(_Open):
 
 
 class Tool(_Open):
+    """An entry of ``tools``."""
+
     type: str = "function"
     function: _Function
 
@@ -92,6 +98,8 @@ class _CalledFunction(_Open):
 
 
 class ToolCall(_Open):
+    """An entry of a message's ``tool_calls``."""
+
     id: str | None = None
     index: int | None = None
     type: Literal["function"] = "function"
@@ -103,6 +111,8 @@ class _ChosenName(_Open):
 
 
 class ToolChoice(_Open):
+    """``tool_choice``, where it is an object."""
+
     type: Literal["function"] = "function"
     function: _ChosenName
 
@@ -117,12 +127,16 @@ def _text_part(kind: str) -> str:
 
 
 class Part(_Open):
+    """A part of a message's content."""
+
     type: Annotated[str, AfterValidator(_text_part)]
     text: str | None = None
     thinking: str | None = None
 
 
 class Message(_Open):
+    """An entry of ``messages``."""
+
     role: str
     content: str | Many[Part] | None = None
     name: str | None = None

@@ -26,6 +26,7 @@ class TrustRegion(Section):
     warmup_steps: Steps = Field(25, description="K: the budget reaches 0 here; the paper sweeps 15, 25, 50")
 
     def at(self, step: int) -> tuple[BlendParams, float]:
+        """The rule and the temperature of step k."""
         return _blend(schedules.trust_region_budget(self.epsilon, self.warmup_steps, step)), 1.0
 
 
@@ -36,6 +37,7 @@ class FixedEpsilon(Section):
     epsilon: Budget = Field(0.01, description="nats a token; the paper sweeps 0.001 to 0.05")
 
     def at(self, step: int) -> tuple[BlendParams, float]:
+        """The rule and the temperature of step k."""
         return _blend(self.epsilon), 1.0
 
 
@@ -45,6 +47,7 @@ class Student(Section):
     method: Literal["student"]
 
     def at(self, step: int) -> tuple[BlendParams, float]:
+        """The rule and the temperature of step k."""
         return _blend(0.0), 1.0
 
 
@@ -58,6 +61,7 @@ class TemperatureWarmup(Section):
     warmup_steps: Steps = Field(25, description="the temperature is 1 from here on; the paper sweeps 15, 25")
 
     def at(self, step: int) -> tuple[BlendParams, float]:
+        """The rule and the temperature of step k."""
         return _blend(0.0), schedules.rollout_temperature(self.initial_temperature, self.warmup_steps, step)
 
 
@@ -74,6 +78,7 @@ class InterleavedTeacher(Section):
     )
 
     def at(self, step: int) -> tuple[BlendParams, float]:
+        """The rule and the temperature of step k."""
         return BlendParams(Rule.SKD, self.top_k, self.teacher_temperature, returned=Return.SUPPORT), 1.0
 
 
@@ -83,6 +88,7 @@ class Teacher(Section):
     method: Literal["teacher"]
 
     def at(self, step: int) -> tuple[BlendParams, float]:
+        """The rule and the temperature of step k."""
         return BlendParams(Rule.TEACHER, returned=Return.SUPPORT), 1.0
 
 

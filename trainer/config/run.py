@@ -105,6 +105,7 @@ class Server(Section):
         return options
 
     def admin_key(self) -> str | None:
+        """The servers' admin key, None where the variable is not set."""
         return os.environ.get(self.admin_key_variable)
 
 
@@ -141,6 +142,8 @@ class Optimisation(Section):
 
 
 class Checkpoints(Section):
+    """When the run is kept, and how much of it."""
+
     every: Steps = Field(20, description="updates between checkpoints")
     keep_last: int = Field(2, ge=1, description="besides the best one")
     keep_journals: bool = Field(False, description="keep all rollouts, not only those since the last checkpoint")
@@ -171,6 +174,8 @@ class Benchmark(Source):
 
 
 class Evaluation(Section):
+    """pass@1 of the student, during the run (App. A.1)."""
+
     every: int = Field(20, ge=0, description="updates between evaluations (App. A.1); 0: never")
     at_start: bool = Field(True, description="evaluate before the first update too")
     benchmarks: tuple[Benchmark, ...] = Field((), description="problem sets")
@@ -194,6 +199,8 @@ class Evaluation(Section):
 
 
 class Records(Section):
+    """Where the curves go, besides ``metrics.jsonl``."""
+
     tensorboard: bool = Field(True, description="write event files to tensorboard/ in the run's folder")
     wandb_project: str | None = Field(None, description="null: wandb is not used")
 
@@ -238,6 +245,7 @@ class RunConfig(Section):
 
     @property
     def run_folder(self) -> Path:
+        """The run's own folder."""
         return Path(self.folder).expanduser() / self.name
 
     def sampling(self, step: int) -> tuple[BlendParams, float]:

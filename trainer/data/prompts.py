@@ -20,9 +20,12 @@ class ProblemLike(Protocol):
     """What is read of a problem (`trainer.data.problems.Problem`)."""
 
     @property
-    def id(self) -> str: ...
+    def id(self) -> str:
+        """Names it in messages."""
+
     @property
-    def question(self) -> str: ...
+    def question(self) -> str:
+        """The text of the prompt."""
 
 
 @dataclasses.dataclass(frozen=True)

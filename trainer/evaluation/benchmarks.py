@@ -35,6 +35,7 @@ class RenderedBenchmark:
 
     @classmethod
     def of(cls, settings: Benchmark, problems: Sequence[Problem], render: Renderer) -> RenderedBenchmark:
+        """Render the problems of a benchmark."""
         return cls(settings, tuple(problems), tuple(render(problem.question) for problem in problems))
 
     @property
@@ -85,6 +86,7 @@ class RenderedBenchmark:
         return f"{self.settings.name}-{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:12]}.rollouts"
 
     def data(self) -> BenchmarkData:
+        """What the run's record of its data says of it."""
         source = self.settings.model_dump(mode="json", exclude={"samples"})
         return BenchmarkData(source, tuple(digest(p.question, p.answer, prompt) for p, prompt in self._pairs()))
 

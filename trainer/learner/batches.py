@@ -54,6 +54,7 @@ class MicroBatch:
     position_weight_N: torch.Tensor
 
     def to(self, device: torch.device) -> MicroBatch:
+        """The same on a device."""
         moved: dict[str, Any] = {}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)

@@ -40,10 +40,12 @@ class Checkpoint:
 
     @property
     def engine(self) -> Path:
+        """The folder of the optimiser's state."""
         return self.folder / ENGINE
 
     @property
     def student(self) -> Path:
+        """The folder of the student."""
         return self.folder / STUDENT
 
     def state(self) -> dict[str, Any]:
@@ -82,6 +84,7 @@ class CheckpointStore:
         self.folder, self._keep_last = folder, keep_last
 
     def path(self, step: int) -> Path:
+        """Where the checkpoint of a step is, or would be."""
         return self.folder / f"step-{step:06d}"
 
     def all(self) -> list[Checkpoint]:
@@ -89,6 +92,7 @@ class CheckpointStore:
         return sorted(self._found(), key=lambda checkpoint: checkpoint.step)
 
     def latest(self) -> Checkpoint | None:
+        """The newest whole checkpoint, None where there is none."""
         checkpoints = self.all()
         return checkpoints[-1] if checkpoints else None
 

@@ -32,9 +32,11 @@ class SinkFailed(TrainerError, RuntimeError):
 class Sink(Protocol):
     """Takes rows in the order of their steps. Raises SinkFailed, and nothing else, when it cannot."""
 
-    def write(self, row: Mapping[str, float]) -> None: ...
+    def write(self, row: Mapping[str, float]) -> None:
+        """Take one row. Raises: SinkFailed."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Write what is left. Raises: SinkFailed."""
 
 
 class TensorBoardSink:
@@ -57,6 +59,7 @@ class TensorBoardSink:
         self._writer: Any = SummaryWriter(str(folder), purge_step=first_step)
 
     def write(self, row: Mapping[str, float]) -> None:
+        """As `Sink.write`."""
         try:
             for name, value in row.items():
                 if name != "step":
@@ -66,6 +69,7 @@ class TensorBoardSink:
             raise SinkFailed(f"TensorBoard failed: {error}") from error
 
     def close(self) -> None:
+        """As `Sink.close`."""
         try:
             self._writer.close()
         except OSError as error:
@@ -128,6 +132,7 @@ class WandbSink:
             raise SinkFailed(f"wandb would not start: {error}") from error
 
     def write(self, row: Mapping[str, float]) -> None:
+        """As `Sink.write`."""
         # wandb draws no point for NaN and the infinities, and its JSON is not strict about them.
         finite = {name: value for name, value in row.items() if math.isfinite(value)}
         try:
@@ -136,6 +141,7 @@ class WandbSink:
             raise SinkFailed(f"wandb failed: {error}") from error
 
     def close(self) -> None:
+        """As `Sink.close`."""
         try:
             self._run.finish()
         except self._failures as error:

@@ -47,6 +47,7 @@ class Run:
 
     @property
     def last_step(self) -> int:
+        """Of the rows; 0 where there is none."""
         return int(self.rows[-1]["step"]) if self.rows else 0
 
     def series(self, field: str) -> tuple[list[int], list[float]]:
@@ -55,6 +56,7 @@ class Run:
         return [step for step, _ in points], [v if math.isfinite(v) else math.nan for _, v in points]
 
     def scores(self, benchmark: str) -> list[Score]:
+        """pass@1 on a benchmark, by step."""
         name = f"eval/{benchmark}/pass_at_1"
         rows = [row for row in self.rows if name in row]
         return [Score(int(r["step"]), r[name], r.get(f"{name}_low"), r.get(f"{name}_high")) for r in rows]

@@ -80,6 +80,7 @@ class StepJournal:
         return sorted((e for e in self.entries.values() if isinstance(e, Rollout)), key=lambda rollout: rollout.key)
 
     def refusals(self) -> list[Refusal]:
+        """All refusals in the order of their keys."""
         return sorted((e for e in self.entries.values() if isinstance(e, Refusal)), key=lambda refusal: refusal.key)
 
     def forget_refusals(self) -> None:

@@ -59,4 +59,5 @@ class WatchedServer:
         self._server.start()
 
     def stop(self) -> None:
+        """End the server, if it runs."""
         self._server.stop()

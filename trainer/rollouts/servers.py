@@ -75,6 +75,7 @@ class ServerPool:
             self._note(f"{reason}; it gets no rollouts until it is back")
 
     def is_ready(self, client: TrbClient) -> bool:
+        """Whether the server is known to answer and to hold the wanted version."""
         return self._states[client.url].ready
 
     async def ready(self, client: TrbClient) -> None:

@@ -30,6 +30,7 @@ class TrainingMemory:
 
     @property
     def total(self) -> int:
+        """Bytes."""
         return self.weights + self.gradients + self.optimiser + self.head
 
 

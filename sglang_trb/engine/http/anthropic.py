@@ -17,14 +17,20 @@ _MESSAGE_DELTA = "event: message_delta\ndata: "
 
 
 class TrbMessagesRequest(AnthropicMessagesRequest):
+    """Anthropic's request with ``custom_params``."""
+
     custom_params: Any = None  # checked with the generation request that is made of it
 
 
 class TrbMessagesResponse(AnthropicMessagesResponse):
+    """Anthropic's message with the ``trb`` object."""
+
     trb: dict[str, Any] | None = None  # absent fields are not written
 
 
 class TrbAnthropicServing(AnthropicServing):
+    """Passes both through."""
+
     async def handle_messages(self, request: Any, raw_request: Any) -> Any:
         body = await raw_request.json()  # read before; SGLang's model drops what it does not know
         request = TrbMessagesRequest.model_construct(**dict(request), custom_params=body.get("custom_params"))

@@ -34,6 +34,8 @@ class TrbCompletionChoice(CompletionResponseChoice):
 
 
 class TrbCompletionResponse(CompletionResponse):
+    """Keeps ``trb`` in its choices."""
+
     choices: list[TrbCompletionChoice]
 
 
@@ -48,6 +50,8 @@ class TrbChatChoice(ChatCompletionResponseChoice):
 
 
 class TrbChatResponse(ChatCompletionResponse):
+    """Keeps ``trb`` in its choices."""
+
     choices: list[TrbChatChoice]
 
 

@@ -77,11 +77,13 @@ class OperatedManager(TokenizerManager):
             super().dump_requests_before_crash(*args, **kwargs)
 
     async def sigterm_watchdog(self) -> None:
+        """SGLang's, which waits for running requests; here for a bounded time."""
         if self.blends:
             await processes.drain(self)
         await super().sigterm_watchdog()
 
     async def flush_cache(self, timeout_s: float | None = None) -> io_struct.FlushCacheReqOutput:
+        """SGLang's, refused where it cannot be served."""
         bounded = min(timeout_s, FLUSH_SECONDS) if self.blends and timeout_s else timeout_s
         return await super().flush_cache(bounded)
 
@@ -94,6 +96,7 @@ class OperatedManager(TokenizerManager):
             raise HTTPException(HTTPStatus.BAD_REQUEST, str(error)) from None
 
     async def init_weights_update_group(self, obj: Any, request: Any = None) -> tuple[bool, str]:
+        """SGLang's, bounded in time: a peer that never comes holds up nobody."""
         if self.blends and (problem := await unreachable(obj.master_address, obj.master_port)):
             return False, UNTOUCHED + problem
         return await super().init_weights_update_group(obj, request)

@@ -61,6 +61,7 @@ class TrbWatchdog(SubprocessWatchdog):
     """Ends a blending server as soon as a process of it dies; SGLang's watchdog otherwise."""
 
     def start(self) -> None:
+        """Begin to watch."""
         if blends():
             # What a dead process leaves behind becomes our child, so that `end_server` finds it.
             ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
@@ -90,6 +91,7 @@ class TrbSignalHandler(SignalHandler):
     """What a blending server does when it is told to stop, or a child says that it failed."""
 
     def sigterm_handler(self, signum: Any = None, frame: Any = None) -> None:
+        """SGLang's, on SIGTERM."""
         if self.tokenizer_manager.gracefully_exit:
             end_server("it was told to stop twice", 0)
         patience = 0.0 if self.tokenizer_manager.is_pause else STOP_SECONDS
@@ -99,6 +101,7 @@ class TrbSignalHandler(SignalHandler):
         super().sigterm_handler(signum, frame)
 
     def running_phase_sigquit_handler(self, signum: Any = None, frame: Any = None) -> None:
+        """SGLang's, on the death of another process: answers what is in flight, then ends all."""
         end_server("a process of it failed; its error is in the log above")
 
 

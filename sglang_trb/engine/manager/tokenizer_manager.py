@@ -156,6 +156,7 @@ class TrbTokenizerManager(OperatedManager):
             shared[_SAMPLE_INDEX] += 1
 
     def abort_request(self, rid: str = "", abort_all: bool = False) -> None:
+        """SGLang's, for this id alone."""
         # SGLang's scheduler aborts every request whose id begins with this one: then it had better run to its end.
         if self.blends and not abort_all and any(i.startswith(rid) and i != rid for i in self.rid_to_state):
             return
@@ -196,6 +197,7 @@ class TrbTokenizerManager(OperatedManager):
         await super()._validate_and_resolve_lora(obj)
 
     async def update_weights_from_disk(self, obj: Any, request: Any = None) -> tuple[bool, str, int]:
+        """SGLang's, once nothing runs; the guard and the teacher's hash see the outcome."""
         if not self.blends:
             return await super().update_weights_from_disk(obj, request)
         obj.flush_cache = True
@@ -205,6 +207,7 @@ class TrbTokenizerManager(OperatedManager):
         return result
 
     async def begin_weight_update(self, obj: Any, request: Any = None) -> tuple[bool, str]:
+        """SGLang's, once nothing runs; requests are refused until the end."""
         if not self.blends:
             return await super().begin_weight_update(obj, request)
         result = await self._when_idle(lambda: super(TrbTokenizerManager, self).begin_weight_update(obj, request))
@@ -213,6 +216,7 @@ class TrbTokenizerManager(OperatedManager):
         return result
 
     async def end_weight_update(self, obj: Any, request: Any = None) -> tuple[bool, str]:
+        """SGLang's; requests are taken again if it went well."""
         result = await super().end_weight_update(obj, request)
         if self.blends:
             self.looked_at_teacher(result[1])
@@ -229,9 +233,11 @@ class TrbTokenizerManager(OperatedManager):
         return result
 
     async def update_weights_from_tensor(self, obj: Any, request: Any = None) -> tuple[bool, str]:
+        """SGLang's; a part of an update."""
         return await self._session_write(super().update_weights_from_tensor(obj, request), obj)
 
     async def update_weights_from_distributed(self, obj: Any, request: Any = None) -> tuple[bool, str]:
+        """SGLang's; a part of an update."""
         return await self._session_write(super().update_weights_from_distributed(obj, request), obj)
 
     async def update_weights_from_ipc(self, obj: Any, request: Any = None) -> tuple[bool, str]:

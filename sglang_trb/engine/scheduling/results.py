@@ -48,10 +48,12 @@ class TrbBatchResultProcessor(SchedulerBatchResultProcessor):
     del _base
 
     def process_batch_result_prefill(self, batch: ScheduleBatch, result: GenerationBatchResult) -> None:
+        """SGLang's, after rows that failed were ended."""
         self._end_failed_rows(batch, result)
         super().process_batch_result_prefill(batch, result)
 
     def process_batch_result_decode(self, batch: ScheduleBatch, result: GenerationBatchResult) -> None:
+        """SGLang's, after rows that failed were ended."""
         self._end_failed_rows(batch, result)
         super().process_batch_result_decode(batch, result)
 
@@ -81,6 +83,7 @@ class TrbOutputStreamer(SchedulerOutputStreamer):
     has_additional_customized_info: ClassVar[bool] = True
 
     def build_additional_customized_info(self, reqs: list[Req]) -> dict[str, list[FinishedTrace | None]]:
+        """The traces of the requests, as SGLang's customized metadata."""
         return {"trb": [getattr(req, "trb_finished_trace", None) for req in reqs]}
 
 

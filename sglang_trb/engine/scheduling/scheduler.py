@@ -27,9 +27,11 @@ class TrbScheduler(Scheduler):
 
     @property
     def blends(self) -> bool:
+        """Whether this server blends."""
         return backend.blends()
 
     def init_tp_model_worker(self) -> None:
+        """SGLang's, with a worker for the pair."""
         if not self.blends:
             if backend.asks_to_blend(self.server_args):
                 raise NotInForce("sampling_backend is 'trb', but it was resolved to another: it would not blend")
@@ -53,6 +55,7 @@ class TrbScheduler(Scheduler):
         req.prefix_indices = slots.to(dtype=torch.int64, copy=True)
 
     def get_output_streamer_class(self) -> type:
+        """SGLang's choice, ours on a blending server."""
         return TrbOutputStreamer if self.blends else super().get_output_streamer_class()
 
     def get_init_info(self) -> dict[str, Any]:
@@ -132,6 +135,7 @@ class TrbScheduler(Scheduler):
         return NextBatchPlan(batch_to_run=None, running_batch=running)
 
     def process_batch_result(self, batch: ScheduleBatch, result: Any) -> None:
+        """SGLang's, then answers requests that failed on the way."""
         super().process_batch_result(batch, result)
         for req in batch.reqs:
             if getattr(req, "trb_unanswered", False):

@@ -60,6 +60,7 @@ class HostRow:
 
     @classmethod
     def of(cls, req: Req) -> HostRow:
+        """What a request asks for."""
         asked = req.sampling_params
         cuts = 1 < asked.top_k < TOP_K_OFF  # 1 is how SGLang writes greedy, which filters nothing
         params = trace_of(req).params
@@ -83,6 +84,7 @@ class BlendColumns:
 
     @classmethod
     def from_requests(cls, reqs: list[Req], device: str) -> BlendColumns:
+        """The columns of new requests, copied to the device without a wait."""
         rows = tuple(HostRow.of(req) for req in reqs)
         params = [row.params for row in rows]
         seeds = [req.sampling_params.sampling_seed for req in reqs]
@@ -99,16 +101,19 @@ class BlendColumns:
         )
 
     def filtered(self, keep: list[int], keep_device: torch.Tensor) -> BlendColumns:
+        """The rows that stay, in the order of ``keep``."""
         rows = tuple(self.rows[i] for i in keep)
         settings = {name: column_B[keep_device] for name, column_B in self.settings.items()}
         return BlendColumns(rows, self.rule_B[keep_device], settings, self.seed_B[keep_device])
 
     def merged(self, other: BlendColumns) -> BlendColumns:
+        """These rows, then the others."""
         settings = {name: torch.cat((column_B, other.settings[name])) for name, column_B in self.settings.items()}
         rule_B = torch.cat((self.rule_B, other.rule_B))
         return BlendColumns(self.rows + other.rows, rule_B, settings, torch.cat((self.seed_B, other.seed_B)))
 
     def any(self, asks: Callable[[HostRow], bool]) -> bool:
+        """Whether some row asks for it."""
         return any(map(asks, self.rows))
 
     def work(self) -> frozenset[str]:
@@ -116,6 +121,7 @@ class BlendColumns:
         return frozenset().union(*(row.work for row in self.rows))
 
     def any_returns(self, level: Return) -> bool:
+        """Whether some row wants statistics of this level."""
         return self.any(lambda row: row.params.returned.includes(level))
 
 
@@ -131,16 +137,19 @@ class TrbSamplingBatchInfo(SamplingBatchInfo):
     teacher_logits_BV: torch.Tensor | None = None
 
     def adjusted_from_schedule_batch(self, batch: ScheduleBatch, vocab_size: int) -> None:
+        """SGLang's hook for a new batch: adds our columns."""
         if blends():
             self.blend = BlendColumns.from_requests(batch.reqs, batch.device)
 
     def adjusted_filter_batch(self, keep_indices: list[int], keep_indices_device: torch.Tensor) -> None:
+        """SGLang's hook for requests that leave."""
         if self.blend is not None:
             self.blend = self.blend.filtered(keep_indices, keep_indices_device)
             if not self.blend.any(lambda row: row.biased):
                 self.logit_bias: torch.Tensor | None = None
 
     def adjusted_merge_batch(self, other: TrbSamplingBatchInfo) -> None:
+        """SGLang's hook for requests that join."""
         if self.blend is not None:
             assert other.blend is not None
             self.blend = self.blend.merged(other.blend)

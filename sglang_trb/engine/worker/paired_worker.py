@@ -53,6 +53,7 @@ class PairKVConfigurator(KVCacheConfigurator):
 
     @classmethod
     def like(cls, base: KVCacheConfigurator) -> PairKVConfigurator:
+        """One with the fields of SGLang's."""
         values = {field.name: getattr(base, field.name) for field in dataclasses.fields(base) if field.init}
         return cls(**values)
 
@@ -98,6 +99,7 @@ class StudentRunner(_PairRunner):
     teacher_bytes_per_token = 0
 
     def init_kv_cache_configurator(self) -> None:
+        """Sizes the pool for both models' bytes."""
         super().init_kv_cache_configurator()
         self.kv_cache_configurator.teacher_bytes_per_token = self.teacher_bytes_per_token
 
@@ -110,6 +112,7 @@ class TeacherRunner(_PairRunner):
     """The teacher's runner: a KV pool with exactly the student's slots."""
 
     def init_kv_cache_configurator(self) -> None:
+        """Sizes the pool as the student's."""
         super().init_kv_cache_configurator()
         self.kv_cache_configurator.student_config = self.memory_pool_config
 

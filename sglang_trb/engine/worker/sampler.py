@@ -52,6 +52,7 @@ class TrbSampler(Sampler):
         token_ids_logprobs: list[list[int]],
         positions: torch.Tensor,
     ) -> torch.Tensor:
+        """Draw a token for each row of a step; see the class."""
         assert self.pair is not None, "only the student's sampler draws"
         student_logits_BV = logits_output.next_token_logits
         adjusted_BV, mask_BV = _adjusted(student_logits_BV, sampling_info, self.pair.alignment)
@@ -109,6 +110,7 @@ class DeviceStatistics:
 
     @classmethod
     def from_step(cls, step: StepOutput) -> DeviceStatistics:
+        """The table of a step."""
         columns = [torch.stack(step.record.columns(), dim=1)]
         for support in (step.student_support, step.teacher_support):
             if support is not None:
@@ -117,6 +119,7 @@ class DeviceStatistics:
         return cls(torch.cat(columns, dim=1), step.error_B)
 
     def copy_to_host(self, copy_tensor: Callable[[torch.Tensor], torch.Tensor]) -> HostStatistics:
+        """Begin the copy, with SGLang's own results."""
         return HostStatistics(copy_tensor(self.table_BC), copy_tensor(self.error_B))
 
 
