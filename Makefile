@@ -36,10 +36,11 @@ gpu-check: PY := python3
 gpu-check: ## on a GPU machine: the tests that need one, with the Python in use (or PY=…); JSON and logs in out/gpu-check/
 	$(CALLERS_GPUS) $(PY) -m tests.gpu.check --output $(GPU_OUT) $(GPU_ARGS)
 
-lint: setup ## ruff (lint and format) and mypy
+lint: setup ## ruff (lint and format), mypy, import-linter
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	$(PY) -m mypy
+	.venv/bin/lint-imports --no-cache
 
 bench: setup ## measure solver, serving and training; results in benchmarks/results/*.json
 	$(PY) benchmarks/solver.py
