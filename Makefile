@@ -10,7 +10,7 @@ CALLERS_GPUS := env CUDA_VISIBLE_DEVICES='$(CUDA_VISIBLE_DEVICES)'
 endif
 export CUDA_VISIBLE_DEVICES :=
 
-.PHONY: help setup demo demo-serve test test-slow gpu-check lint bench clean
+.PHONY: help setup demo demo-serve test test-slow gpu-check lint docs bench clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -41,6 +41,10 @@ lint: setup ## ruff (lint and format), mypy, import-linter
 	.venv/bin/ruff format --check .
 	$(PY) -m mypy
 	.venv/bin/lint-imports --no-cache
+
+docs: setup ## the documentation site, built strictly into out/site
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH=. .venv/bin/mkdocs build --strict --quiet
+	@echo "docs: open out/site/index.html"
 
 bench: setup ## measure solver, serving and training; results in benchmarks/results/*.json
 	$(PY) benchmarks/solver.py

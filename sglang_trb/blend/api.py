@@ -24,8 +24,9 @@ def trust_region_blend(
     """Blend each row with the largest beta in [0, 1] that keeps KL(mu || p) within its budget (Eq. 1, 2).
 
     Args:
-        student_logits_BV, teacher_logits_BV: logits [B, V] at temperature 1 or already divided by it; float64, float32,
-            bfloat16 or float16, on one device; -inf forbids a token.
+        student_logits_BV: logits [B, V] at temperature 1 or already divided by it; float64, float32, bfloat16 or
+            float16; -inf forbids a token.
+        teacher_logits_BV: likewise, of the same shape and on the same device.
         epsilon_B: budgets [B] in nats, a float dtype, >= 0, not NaN; +inf allows the teacher itself.
         backend: a name of `solvers.SOLVERS`: ``reference`` (float64 row by row, the definition), ``torch`` (batched);
             ``auto`` is the fastest on the device. ``triton`` is reserved.
