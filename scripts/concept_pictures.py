@@ -63,9 +63,9 @@ def budget() -> Any:
         _, beta, _ = blend(epsilon)
         axis.hlines(epsilon, 0, beta, color=BLUE, linestyle="--", linewidth=1)
         axis.vlines(beta, 0, epsilon, color=BLUE, linestyle="--", linewidth=1)
-        axis.annotate(
-            f"ε = {epsilon:g} → β = {beta:.2f}", (beta, epsilon), (6, -12), textcoords="offset points", fontsize=9
-        )
+        offset = (7, 5 if beta < 0.4 else -12)
+        text = f"ε = {epsilon:g} → β = {beta:.2f}"
+        axis.annotate(text, (beta, epsilon), offset, textcoords="offset points", fontsize=9)
     axis.set(xlabel="β", ylabel="KL(μ‖p), nats", xlim=(0, 1), ylim=(0, None))
     return figure
 
@@ -77,7 +77,7 @@ def annealing() -> Any:
     for warmup, colour in ((15, BLUE), (25, ORANGE), (50, GREY)):
         axis.plot(steps, [trust_region_budget(0.01, warmup, k) for k in steps], color=colour, label=f"K = {warmup}")
     axis.legend(frameon=False)
-    axis.set(xlabel="step k", ylabel="budget ε_k, nats a token", xlim=(0, 60), ylim=(0, None))
+    axis.set(xlabel="step k", ylabel="budget $ε_k$, nats a token", xlim=(0, 60), ylim=(0, None))
     return figure
 
 

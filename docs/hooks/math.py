@@ -19,4 +19,6 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 def _drawn(match: re.Match[str]) -> str:
     block, inline = match.groups()
-    return convert((block or inline).strip(), display="block" if block else "inline")
+    if block:
+        return convert(block.strip(), display="block")
+    return f"<span>{convert(inline.strip())}</span>"  # a line that begins with <math> would end its paragraph
