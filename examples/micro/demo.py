@@ -15,12 +15,13 @@ from pathlib import Path
 from examples.micro.task import problems, write_problems
 from sglang_trb.errors import TrbError
 from trainer.config.file import load_config
-from trainer.records import METRICS_FILE, read_rows
+from trainer.records import METRICS_FILE, fields, read_rows
 from trainer.report import write_report
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAINING_PROBLEMS, EVALUATION_PROBLEMS = 4096, 512
-SCORE = "eval/micro/pass_at_1"
+BENCHMARK = "micro"
+SCORE = fields.PASS_AT_1.of(BENCHMARK)
 
 
 def main() -> int:
@@ -59,7 +60,7 @@ def summary(run: Path) -> str:
     rows = [row for row in read_rows(run / METRICS_FILE) if SCORE in row]
 
     def line(name: str, row: dict) -> str:
-        low, high = row[f"{SCORE}_low"], row[f"{SCORE}_high"]
+        low, high = row[fields.PASS_AT_1_LOW.of(BENCHMARK)], row[fields.PASS_AT_1_HIGH.of(BENCHMARK)]
         return f"{name:8} step {int(row['step']):3}   pass@1 {row[SCORE]:.3f}   95% interval {low:.3f} to {high:.3f}"
 
     return "\n".join(["", line("before", rows[0]), line("after", rows[-1])])

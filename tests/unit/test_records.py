@@ -1,9 +1,12 @@
 """The metrics file: nothing recorded is ever lost, half written or there twice, whatever kills the run."""
 
+import ast
 import json
 import math
+import re
 import resource
 import struct
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -11,10 +14,10 @@ from hypothesis import strategies as st
 
 from sglang_trb.errors import InvalidParameter
 from trainer.records import (
-    FIELDS,
     MetricsLog,
     RecordsBroken,
     curve,
+    fields,
     read_rows,
     read_settings,
     undeclared,
@@ -24,6 +27,8 @@ from trainer.records.files import SettingsBroken
 from trainer.report.charts import CURVES
 from trainer.report.page import LEFT_OUT, LEFT_OUT_SO_FAR
 from trainer.run.progress import SHOWN
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -183,7 +188,30 @@ def test_every_value_that_is_shown_somewhere_is_declared():
     assert undeclared([*drawn, *SHOWN, *LEFT_OUT, *LEFT_OUT_SO_FAR, "step"]) == []
     of_benchmarks = ["eval/aime24/pass_at_1_low", "eval/a/b/pass_at_1", "time/push_s", "time/push"]
     assert undeclared([*of_benchmarks, "train/los"]) == ["eval/a/b/pass_at_1", "time/push", "train/los"]
-    assert all(unit == unit.strip() and meaning for unit, meaning in FIELDS.values())
+    assert all(metric.unit == metric.unit.strip() and metric.meaning for metric in fields.METRICS.values())
+
+
+def named_metrics(source: str) -> list[str]:
+    """Texts of a source that look like a metric's name."""
+    texts = [node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant)]
+    return [
+        text for text in texts if isinstance(text, str) and re.match(r"(rollout|train|drift|eval|time)/[\w<]*", text)
+    ]
+
+
+def test_a_metric_is_named_where_it_is_declared_and_nowhere_else():
+    home = ROOT / "trainer/records/fields.py"
+    others = [path for path in (ROOT / "trainer").rglob("*.py") if path != home]
+    spelled = {str(path.relative_to(ROOT)): named_metrics(path.read_text()) for path in others}
+    spelled["trainer/records/metrics.py"].remove(r"time/.*|.*_per_s")  # what the clock decides, whatever its name
+    assert {path: names for path, names in spelled.items() if names} == {}
+    assert len(named_metrics(home.read_text())) >= len(fields.METRICS)
+
+
+def test_the_page_of_numbers_names_metrics():
+    page = (ROOT / "docs/training.md").read_text().split("## What the numbers mean")[1].split("##")[0]
+    named = re.findall(r"`((?:rollout|train|drift)/\w+)`", page)
+    assert len(named) > 5 and undeclared(named) == []
 
 
 def test_settings_read_back_and_damage_is_named(tmp_path):

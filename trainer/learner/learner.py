@@ -14,7 +14,7 @@ from trainer.learner.engine import TrainEngine, Update
 from trainer.learner.processes import Processes
 from trainer.learner.student import Student
 from trainer.learner.update_check import Skips, check_update
-from trainer.records import Row
+from trainer.records import Row, fields
 from trainer.rollouts.rollout import Rollout
 
 
@@ -66,13 +66,13 @@ class Learner:
     def measure(self, update: Update) -> Row:
         """The last update as it is recorded."""
         return {
-            "train/loss": update.loss,
-            "train/grad_norm": update.grad_norm,
-            "train/lr": update.learning_rate,
-            "drift/mean_abs": update.drift_mean,
-            "drift/max_abs": update.drift_max,
-            "train/skipped_updates": float(self.skips.total),
-            **{f"rollout/{name}": value for name, value in update.metrics.items()},
+            fields.LOSS: update.loss,
+            fields.GRAD_NORM: update.grad_norm,
+            fields.LEARNING_RATE: update.learning_rate,
+            fields.DRIFT_MEAN: update.drift_mean,
+            fields.DRIFT_MAX: update.drift_max,
+            fields.SKIPPED_UPDATES: float(self.skips.total),
+            **{fields.of_loss(name): value for name, value in update.metrics.items()},
         }
 
     def weights(self) -> dict[str, torch.Tensor] | None:

@@ -1,10 +1,11 @@
 """What a run records: one row an optimiser step, in ``metrics.jsonl``, copied to TensorBoard and wandb.
 
-`FIELDS` says what a row holds; `evaluations` what was measured apart from the run.
+`fields` says what a row holds; `evaluations` what was measured apart from the run.
 """
 
+from trainer.records import fields
 from trainer.records.evaluations import EVALUATIONS, Evaluation, read_evaluations, write_evaluation
-from trainer.records.fields import FIELDS, undeclared
+from trainer.records.fields import undeclared
 from trainer.records.files import METRICS_FILE, SETTINGS_FILE, read_settings, write_settings
 from trainer.records.metrics import MetricsLog, RecordsBroken, Row, curve, read_rows
 from trainer.records.run import RunRecords
@@ -12,7 +13,6 @@ from trainer.records.sinks import Sink, SinkFailed, SinkUnavailable, TensorBoard
 
 __all__ = [
     "EVALUATIONS",
-    "FIELDS",
     "METRICS_FILE",
     "SETTINGS_FILE",
     "Evaluation",
@@ -26,6 +26,7 @@ __all__ = [
     "TensorBoardSink",
     "WandbSink",
     "curve",
+    "fields",
     "read_evaluations",
     "read_rows",
     "read_settings",

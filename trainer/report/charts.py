@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from enum import Enum
 
+from trainer.records import fields
 from trainer.report.runs import Run, benchmarks
 
 
@@ -48,7 +49,7 @@ class ScoreChart(Chart):
     benchmark: str = ""
 
     def fields(self) -> list[str]:
-        return [f"eval/{self.benchmark}/pass_at_1"]
+        return [fields.PASS_AT_1.of(self.benchmark)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,36 +62,36 @@ CURVES = (
         "reward",
         "Reward of the rollouts",
         "Share of verified answers among the rollouts that were trained on.",
-        (Panel("share", {"rollout/reward": ""}),),
+        (Panel("share", {fields.REWARD: ""}),),
     ),
     Chart(
         "reverse_kl",
         "Reverse KL to the teacher",
         "KL(student ∥ teacher) over the student’s top 16, mean over tokens.",
-        (Panel("nats a token", {"rollout/reverse_kl": ""}),),
+        (Panel("nats a token", {fields.REVERSE_KL: ""}),),
     ),
     Chart(
         "trust_region",
         "Trust region",
         "The budget ε, the KL(μ ∥ student) that the blend used of it, and the teacher’s exponent β.",
         (
-            Panel("nats a token", {"rollout/mean_kl": "mean KL", "rollout/epsilon": "budget ε"}),
-            Panel("mean β", {"rollout/mean_beta": ""}),
+            Panel("nats a token", {fields.MEAN_KL: "mean KL", fields.EPSILON: "budget ε"}),
+            Panel("mean β", {fields.MEAN_BETA: ""}),
         ),
     ),
     Chart(
         "entropy",
         "Entropy on visited prefixes",
         "Mean over the tokens of the rollouts.",
-        (Panel("nats", {"rollout/student_entropy": "student", "rollout/teacher_entropy": "teacher"}),),
+        (Panel("nats", {fields.STUDENT_ENTROPY: "student", fields.TEACHER_ENTROPY: "teacher"}),),
     ),
     Chart(
         "responses",
         "Responses",
         "Mean length, and the share that ended with a stop token rather than at the limit.",
         (
-            Panel("length, tokens", {"rollout/response_length": ""}),
-            Panel("finished, share", {"rollout/finished_share": ""}, Scale.FREE),
+            Panel("length, tokens", {fields.RESPONSE_LENGTH: ""}),
+            Panel("finished, share", {fields.FINISHED_SHARE: ""}, Scale.FREE),
         ),
     ),
     Chart(
@@ -98,8 +99,8 @@ CURVES = (
         "Update",
         "The loss, and the norm of the gradient before clipping.",
         (
-            Panel("loss", {"train/loss": ""}, Scale.FREE),
-            Panel("gradient norm", {"train/grad_norm": ""}),
+            Panel("loss", {fields.LOSS: ""}, Scale.FREE),
+            Panel("gradient norm", {fields.GRAD_NORM: ""}),
         ),
     ),
     Chart(
@@ -109,7 +110,7 @@ CURVES = (
         (
             Panel(
                 "probability",
-                {"rollout/support_mass_student": "student", "rollout/support_mass_teacher": "teacher"},
+                {fields.SUPPORT_MASS_STUDENT: "student", fields.SUPPORT_MASS_TEACHER: "teacher"},
                 Scale.FREE,
             ),
         ),
@@ -118,7 +119,7 @@ CURVES = (
         "drift",
         "Drift of trainer and server",
         "Difference of the student’s log-probabilities of drawn tokens between the two.",
-        (Panel("nats", {"drift/mean_abs": "mean", "drift/max_abs": "largest"}, Scale.LOG),),
+        (Panel("nats", {fields.DRIFT_MEAN: "mean", fields.DRIFT_MAX: "largest"}, Scale.LOG),),
     ),
 )
 
@@ -135,8 +136,8 @@ def charts_for(runs: Sequence[Run]) -> Iterator[Chart]:
     for chart in CURVES:
         panels = []
         for panel in chart.panels:
-            fields = {field: label for field, label in panel.fields.items() if field in recorded}
-            panels += [dataclasses.replace(panel, fields=fields)] * bool(fields)
+            there = {field: label for field, label in panel.fields.items() if field in recorded}
+            panels += [dataclasses.replace(panel, fields=there)] * bool(there)
         if panels:
             yield dataclasses.replace(chart, panels=tuple(panels))
     if any(run.seconds() for run in runs):
@@ -148,8 +149,8 @@ def not_recorded(runs: Sequence[Run]) -> list[str]:
     recorded = _recorded(runs)
     wanted = [field for chart in CURVES for field in chart.fields()]
     missing = [field for field in wanted if field not in recorded]
-    missing += [] if benchmarks(runs) else ["eval/<benchmark>/pass_at_1"]
-    return missing + ([] if any(run.seconds() for run in runs) else ["time/<phase>_s"])
+    missing += [] if benchmarks(runs) else [fields.PASS_AT_1]
+    return missing + ([] if any(run.seconds() for run in runs) else [fields.TIME])
 
 
 def _recorded(runs: Sequence[Run]) -> set[str]:

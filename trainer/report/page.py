@@ -13,6 +13,7 @@ from typing import Any
 
 from sglang_trb.display.assets import STYLE as GENERATED_PAGE_STYLE
 from sglang_trb.display.completions import number, visible
+from trainer.records import fields
 from trainer.report.charts import Chart, not_recorded
 from trainer.report.runs import Run, Score, benchmarks
 from trainer.report.style import STYLE
@@ -28,8 +29,8 @@ change that is more than the noise of the evaluation; two that overlap show noth
 <p>p is the student, q the teacher, μ ∝ p<sup>1−β</sup> q<sup>β</sup> the blend that rollouts were drawn from. KLs and
 entropies are in nats. ε and β belong to the rollouts of a step, pass@1 to the student after it.</p>"""
 STEPS_NAMED = 8
-LEFT_OUT = {"rollout/refused": "rollouts that could not be had", "rollout/grader_faults": "rollouts without a verdict"}
-LEFT_OUT_SO_FAR = {"rollout/prompts_left_out": "prompts not used", "train/skipped_updates": "skipped updates"}
+LEFT_OUT = {fields.REFUSED: "rollouts that could not be had", fields.GRADER_FAULTS: "rollouts without a verdict"}
+LEFT_OUT_SO_FAR = {fields.PROMPTS_LEFT_OUT: "prompts not used", fields.SKIPPED_UPDATES: "skipped updates"}
 """Counted at each step, and up to it."""
 
 

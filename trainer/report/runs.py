@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from sglang_trb.display.completions import visible
 from trainer.errors import TrainerError
-from trainer.records import METRICS_FILE, Evaluation, Row, read_evaluations, read_rows, read_settings
+from trainer.records import METRICS_FILE, Evaluation, Row, fields, read_evaluations, read_rows, read_settings
 
-PASS_AT_1 = re.compile(r"eval/(.+)/pass_at_1")
-SECONDS = re.compile(r"time/(.+)_s")
 LONGEST_NAME = 36
 
 
@@ -57,19 +54,18 @@ class Run:
 
     def scores(self, benchmark: str) -> list[Score]:
         """pass@1 on a benchmark, by step."""
-        name = f"eval/{benchmark}/pass_at_1"
-        rows = [row for row in self.rows if name in row]
-        return [Score(int(r["step"]), r[name], r.get(f"{name}_low"), r.get(f"{name}_high")) for r in rows]
+        name, low, high = (f.of(benchmark) for f in (fields.PASS_AT_1, fields.PASS_AT_1_LOW, fields.PASS_AT_1_HIGH))
+        return [Score(int(r["step"]), r[name], r.get(low), r.get(high)) for r in self.rows if name in r]
 
     def seconds(self) -> dict[str, float]:
         """Wall-clock seconds by what they were spent on."""
-        fields = {name: match[1] for row in self.rows for name in row if (match := SECONDS.fullmatch(name))}
-        return {what: sum(row.get(name, 0.0) for row in self.rows) for name, what in fields.items()}
+        names = {name: what for row in self.rows for name in row if (what := fields.TIME.member(name))}
+        return {what: sum(row.get(name, 0.0) for row in self.rows) for name, what in names.items()}
 
     def warmup(self) -> tuple[int, int] | None:
         """The updates that were made from blended rollouts (ε > 0): completed updates before the first and after the
         last of them, or None."""
-        steps = [step for step, epsilon in zip(*self.series("rollout/epsilon"), strict=True) if epsilon > 0]
+        steps = [step for step, epsilon in zip(*self.series(fields.EPSILON), strict=True) if epsilon > 0]
         return (steps[0] - 1, steps[-1]) if steps else None
 
     def not_finite(self) -> Iterator[tuple[str, list[int]]]:
@@ -82,8 +78,8 @@ class Run:
 
 def benchmarks(runs: Sequence[Run]) -> list[str]:
     """The benchmarks that any of the runs was evaluated on, in order of first appearance."""
-    fields = dict.fromkeys(name for run in runs for row in run.rows for name in row)
-    return [match[1] for name in fields if (match := PASS_AT_1.fullmatch(name))]
+    names = dict.fromkeys(name for run in runs for row in run.rows for name in row)
+    return [benchmark for name in names if (benchmark := fields.PASS_AT_1.member(name))]
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:

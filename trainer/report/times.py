@@ -7,6 +7,7 @@ from typing import Any
 
 from matplotlib.ticker import MaxNLocator
 
+from trainer.records import fields
 from trainer.report.runs import Run
 from trainer.report.style import INK, SERIES
 
@@ -39,7 +40,7 @@ def _by_step(axis: Any, run: Run, colours: dict[str, str]) -> None:
     edges = [rows[0]["step"] - 1, *(row["step"] for row in rows)]
     below = [0.0] * len(rows)
     for what, colour in colours.items():
-        above = [base + row.get(f"time/{what}_s", 0.0) for base, row in zip(below, rows, strict=True)]
+        above = [base + row.get(fields.TIME.of(what), 0.0) for base, row in zip(below, rows, strict=True)]
         axis.stairs(above, edges, baseline=below, fill=True, color=colour, linewidth=0)
         below = above
     axis.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))

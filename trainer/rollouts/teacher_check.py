@@ -10,7 +10,7 @@ import numpy as np
 from sglang_trb.pair.teacher_health import TeacherHealth, look_at
 from sglang_trb.wire.record import TokenStatistics
 from trainer.errors import TrainerError
-from trainer.records import Row
+from trainer.records import Row, fields
 from trainer.rollouts.rollout import Rollout
 
 
@@ -52,8 +52,8 @@ def check_server(url: str, info: Mapping[str, Any], allowed: bool) -> None:
 def teacher_row(rollouts: Sequence[Rollout]) -> Row:
     """The teacher's numbers of a step's row; its mean entropy is among the loss's."""
     return {
-        "rollout/teacher_entropy_spread": float(_all_positions(rollouts, lambda tokens: tokens.teacher_entropy).std()),
-        "rollout/teacher_logprob": float(_all_positions(rollouts, lambda tokens: tokens.teacher_logprob).mean()),
+        fields.TEACHER_ENTROPY_SPREAD: float(_all_positions(rollouts, lambda tokens: tokens.teacher_entropy).std()),
+        fields.TEACHER_LOGPROB: float(_all_positions(rollouts, lambda tokens: tokens.teacher_logprob).mean()),
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from trainer.config.run import RunConfig
 from trainer.learner.processes import Processes
-from trainer.records import Row
+from trainer.records import Row, fields
 from trainer.run.benchmarks import evaluate_benchmark
 from trainer.run.leader import Leader
 from trainer.run.phases import Phases
@@ -38,7 +38,7 @@ class Evaluator:
             if self._leader is not None:
                 for benchmark in self._config.evaluation.benchmarks:
                     score, faults = evaluate_benchmark(self._leader, benchmark, step)
-                    name = f"eval/{benchmark.name}"
-                    row |= {f"{name}/pass_at_1": score.mean, f"{name}/pass_at_1_low": score.low}
-                    row |= {f"{name}/pass_at_1_high": score.high, f"{name}/faults": float(faults)}
+                    name = benchmark.name
+                    row |= {fields.PASS_AT_1.of(name): score.mean, fields.PASS_AT_1_LOW.of(name): score.low}
+                    row |= {fields.PASS_AT_1_HIGH.of(name): score.high, fields.FAULTS.of(name): float(faults)}
         return row

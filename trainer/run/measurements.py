@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from trainer.grading.grader import Grade, Verdict
-from trainer.records import Row
+from trainer.records import Row, fields
 from trainer.rollouts.rollout import Rollout
 from trainer.rollouts.teacher_check import teacher_row
 
@@ -29,9 +29,9 @@ def rewards(grades: Sequence[Grade | None]) -> Row:
     verdicts = [grade.verdict for grade in known if grade.verdict is not Verdict.FAULT]
     if not known:
         return {}
-    row: Row = {"rollout/grader_faults": float(len(known) - len(verdicts))}
+    row: Row = {fields.GRADER_FAULTS: float(len(known) - len(verdicts))}
     if verdicts:
-        row["rollout/reward"] = float(np.mean([verdict is Verdict.RIGHT for verdict in verdicts]))
+        row[fields.REWARD] = float(np.mean([verdict is Verdict.RIGHT for verdict in verdicts]))
     return row
 
 
@@ -42,10 +42,10 @@ def _drawn(rollouts: Sequence[Rollout], seconds: float) -> Row:
     )
     lengths = np.array([len(rollout) for rollout in rollouts])
     return {
-        "rollout/mean_beta": float(beta.mean()),
-        "rollout/mean_kl": float(kl.mean()),
-        "rollout/sum_kl": float(kl.sum() / len(rollouts)),
-        "rollout/response_length": float(lengths.mean()),
-        "rollout/finished_share": float(np.mean([rollout.finish == "stop" for rollout in rollouts])),
-        "rollout/tokens_per_s": float(lengths.sum() / seconds),
+        fields.MEAN_BETA: float(beta.mean()),
+        fields.MEAN_KL: float(kl.mean()),
+        fields.SUM_KL: float(kl.sum() / len(rollouts)),
+        fields.RESPONSE_LENGTH: float(lengths.mean()),
+        fields.FINISHED_SHARE: float(np.mean([rollout.finish == "stop" for rollout in rollouts])),
+        fields.TOKENS_PER_S: float(lengths.sum() / seconds),
     }

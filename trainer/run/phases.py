@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 
-from trainer.records import Row
+from trainer.records import Row, fields
 
 _RECORDED = {"evaluate": "eval"}
 
@@ -35,7 +35,7 @@ class Phases:
 
     def row(self) -> Row:
         """The times as they are recorded."""
-        return {f"time/{_RECORDED.get(name, name)}_s": value for name, value in self.seconds.items()}
+        return {fields.TIME.of(_RECORDED.get(name, name)): value for name, value in self.seconds.items()}
 
     def forget(self) -> None:
         """Begin another row."""

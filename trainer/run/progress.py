@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import itertools
 import math
-import re
 import sys
 import threading
 import time
@@ -20,18 +19,12 @@ from rich.text import Text
 
 from sglang_trb.display.completions import visible
 from sglang_trb.errors import InvalidParameter
+from trainer.records import fields
 from trainer.text import duration
 
 PHASES = ("rollout", "train", "push", "evaluate", "checkpoint")
-SHOWN = {
-    "rollout/epsilon": ("ε, nats", "eps", ".4f"),
-    "rollout/mean_beta": ("mean β", "beta", ".3f"),
-    "rollout/reward": ("reward", "reward", ".3f"),
-    "rollout/reverse_kl": ("reverse KL", "reverse_kl", ".4f"),
-    "rollout/response_length": ("length", "length", ".0f"),
-    "rollout/tokens_per_s": ("tokens/s", "tokens/s", ".0f"),
-}
-"""Field: its name in the display, its name in a line (ASCII: a log's encoding may be anything), its format."""
+SHOWN = tuple(metric for metric in fields.METRICS.values() if metric.label)
+"""What the display and a line have of a step, in this order."""
 
 SIGN_OF_LIFE_S = 60.0
 """In a log, a long phase says how far it is when nothing was written for this long."""
@@ -42,8 +35,6 @@ TIMES = ("rollout", "train", "push", "eval")
 """The order of the time split; others follow as they come."""
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
-_PASS = re.compile(r"eval/(.+)/pass_at_1")
-_TIME = re.compile(r"time/(.+)_s")
 
 
 class TrainingProgress:
@@ -167,10 +158,10 @@ class _State:
         for name, value in row.items():
             if name in SHOWN:
                 self.series.setdefault(name, []).append(value)
-            if match := _TIME.fullmatch(name):
-                self.seconds[match[1]] += value
-            if match := _PASS.fullmatch(name):
-                self.evaluations.setdefault(match[1], []).append((self.step, row))
+            if phase := fields.TIME.member(name):
+                self.seconds[phase] += value
+            if benchmark := fields.PASS_AT_1.member(name):
+                self.evaluations.setdefault(benchmark, []).append((self.step, row))
 
     def phase_text(self) -> str:
         seconds = self.clock() - self._phase_started
@@ -215,16 +206,16 @@ def _shares(seconds: Mapping[str, float]) -> str:
 
 
 def _evaluation(benchmark: str, row: Mapping[str, float]) -> str:
-    name = f"eval/{benchmark}/pass_at_1"
-    low, high = row.get(f"{name}_low"), row.get(f"{name}_high")
+    low, high = row.get(fields.PASS_AT_1_LOW.of(benchmark)), row.get(fields.PASS_AT_1_HIGH.of(benchmark))
     interval = "" if low is None or high is None else f" [{low:.3f}, {high:.3f}]"
-    return f"{row[name]:.3f}{interval}"
+    return f"{row[fields.PASS_AT_1.of(benchmark)]:.3f}{interval}"
 
 
 def _step_line(row: Mapping[str, float], state: _State) -> str:
-    values = [f"{short} {row[name]:{form}}" for name, (_, short, form) in SHOWN.items() if name in row]
-    seconds = {match[1]: value for name, value in row.items() if (match := _TIME.fullmatch(name))}
-    scores = [f"pass@1 {m[1]} {_evaluation(m[1], row)}" for name in row if (m := _PASS.fullmatch(name))]
+    values = [f"{metric.log} {row[metric]:{metric.shown}}" for metric in SHOWN if metric in row]
+    seconds = {phase: value for name, value in row.items() if (phase := fields.TIME.member(name))}
+    evaluated = [benchmark for name in row if (benchmark := fields.PASS_AT_1.member(name))]
+    scores = [f"pass@1 {benchmark} {_evaluation(benchmark, row)}" for benchmark in evaluated]
     parts = [f"step {state.step}/{state.total}", " ".join(values)]
     if seconds:
         parts.append(f"{sum(seconds.values()):.1f} s: {_shares(seconds)}")
@@ -242,12 +233,13 @@ def _display(state: _State, width: int) -> Group:
     if state.phase:
         phase_bar = _bar(*state.counts[:2], bar) if state.counts else ProgressBar(None, width=bar, pulse=True)
         rows.append((state.phase, phase_bar, state.phase_text()))
-    for name, (label, _, form) in SHOWN.items():
-        if values := state.series.get(name):
-            rows.append((label, Text(sparkline(values, done), "cyan"), Text(f"{values[-1]:{form}}", "bold")))
+    for metric in SHOWN:
+        if values := state.series.get(metric):
+            last = Text(f"{values[-1]:{metric.shown}}", "bold")
+            rows.append((metric.label, Text(sparkline(values, done), "cyan"), last))
     for benchmark, scores in state.evaluations.items():
         step, row = scores[-1]
-        trace = sparkline([past[f"eval/{benchmark}/pass_at_1"] for _, past in scores], done)
+        trace = sparkline([past[fields.PASS_AT_1.of(benchmark)] for _, past in scores], done)
         text = Text.assemble((_evaluation(benchmark, row), "bold"), f" at step {step}")
         rows.append((f"pass@1 {benchmark}", Text(trace, "green"), text))
     labels = max(len(label) for label, _, _ in rows)

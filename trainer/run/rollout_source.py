@@ -10,7 +10,7 @@ from trainer.config.run import RunConfig
 from trainer.grading.grader import Grade
 from trainer.learner.processes import Processes
 from trainer.learner.update_check import EnginesDisagree
-from trainer.records import Row
+from trainer.records import Row, fields
 from trainer.rollouts.journal import StepJournal, set_aside, step_path
 from trainer.rollouts.rollout import Refusal, Rollout, RolloutKey, RolloutRequest, refusals_told
 from trainer.rollouts.teacher_check import BrokenTeacher, check_teacher
@@ -77,10 +77,10 @@ class RolloutSource:
             return {}
         blend, temperature = self._config.sampling(step)
         return {
-            "rollout/epsilon": blend.epsilon,
-            "rollout/temperature": temperature,
-            "rollout/refused": float(len(self._refused)),
-            "rollout/prompts_left_out": float(self._leader.prompts.left_out.total()),
+            fields.EPSILON: blend.epsilon,
+            fields.TEMPERATURE: temperature,
+            fields.REFUSED: float(len(self._refused)),
+            fields.PROMPTS_LEFT_OUT: float(self._leader.prompts.left_out.total()),
             **of_rollouts(rollouts, self._grades(step, rollouts, self._leader), self._phases.seconds["rollout"]),
         }
 

@@ -28,6 +28,7 @@ from trainer.records import (
     RunRecords,
     TensorBoardSink,
     WandbSink,
+    fields,
     read_rows,
     write_settings,
 )
@@ -189,7 +190,7 @@ class RunState(contextlib.AbstractContextManager):
     def _note_best(self, step: int, row: Row) -> None:
         """Of the checkpoints that were evaluated."""
         if self._store.path(step).is_dir():
-            scores = [value for name, value in row.items() if name.endswith("/pass_at_1")]
+            scores = [value for name, value in row.items() if fields.PASS_AT_1.member(name) is not None]
             self._store.record_best(Best(step, float(np.mean(scores))))
             self._store.prune()
 

@@ -16,8 +16,7 @@ import yaml
 
 from trainer.config.file import WrongConfig, load_config
 from trainer.config.run import RunConfig
-from trainer.records import METRICS_FILE, Row, read_rows
-from trainer.report.runs import PASS_AT_1
+from trainer.records import METRICS_FILE, Row, fields, read_rows
 from trainer.statistics import best_of
 
 
@@ -90,7 +89,7 @@ def best(run: Path) -> Result | None:
 
 
 def _scores(row: Row) -> dict[str, float]:
-    return {match[1]: value for name, value in row.items() if (match := PASS_AT_1.fullmatch(name))}
+    return {benchmark: value for name, value in row.items() if (benchmark := fields.PASS_AT_1.member(name))}
 
 
 def _values(text: str) -> tuple[str, list[Any]]:
