@@ -3,7 +3,7 @@
     python examples/serve_and_call.py --base-url http://127.0.0.1:30000     # a server that runs: trb serve --config …
     python examples/serve_and_call.py --config server_configs/cpu-smollm2.yaml     # starts one, and stops it again
 
-The law goes into `extra_body`, as flat `trb_*` keys of `custom_params`; what it did comes back as `choices[i].trb`.
+The policy goes into `extra_body`, as flat `trb_*` keys of `custom_params`; what it did comes back as `choices[i].trb`.
 """
 
 from __future__ import annotations

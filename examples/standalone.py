@@ -1,4 +1,4 @@
-"""Blend in this process, without HTTP: SGLang's Engine, one prompt, three laws, every token's numbers.
+"""Blend in this process, without HTTP: SGLang's Engine, one prompt, three policies, every token's numbers.
 
     python examples/standalone.py --student .cache/smollm2/student --teacher .cache/smollm2/teacher
 
@@ -17,7 +17,7 @@ from sglang import Engine
 
 from sglang_trb.wire.trace import tokens_of
 
-LAWS = {
+POLICIES = {
     "student": {"trb_epsilon": 0.0},
     "blend, at most 0.1 nats a token": {"trb_epsilon": 0.1},
     "teacher": {"trb_rule": "teacher"},
@@ -45,7 +45,9 @@ def engine_options(student: str, teacher: str) -> dict:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Draw one prompt's continuation under three laws, in this process.")
+    parser = argparse.ArgumentParser(
+        description="Draw one prompt's continuation under three policies, in this process."
+    )
     parser.add_argument("--student", required=True, help="checkpoint folder or Hugging Face id")
     parser.add_argument("--teacher", required=True, help="the same, of the teacher")
     parser.add_argument("--prompt", default="The capital of France is", help="default: %(default)s")
@@ -54,18 +56,18 @@ def main(argv: list[str] | None = None) -> int:
 
     with Engine(**engine_options(arguments.student, arguments.teacher)) as engine:
         results = engine.generate(
-            prompt=[arguments.prompt] * len(LAWS),
+            prompt=[arguments.prompt] * len(POLICIES),
             sampling_params=[
                 {
                     "max_new_tokens": arguments.max_tokens,
                     "sampling_seed": 0,
-                    "custom_params": law | {"trb_return": "tokens"},
+                    "custom_params": policy | {"trb_return": "tokens"},
                 }
-                for law in LAWS.values()
+                for policy in POLICIES.values()
             ],
         )
         tokenizer = engine.tokenizer_manager.tokenizer
-    for name, result in zip(LAWS, results, strict=True):
+    for name, result in zip(POLICIES, results, strict=True):
         show(name, result, tokenizer)
     return 0
 

@@ -24,7 +24,7 @@ batch; tests/unit/test_step_costs.py counts them."""
 ROW_BYTES = 4 + 4 + 4 + 1 + 1 + 4 + 4 + 4
 """Bytes for each vocabulary entry of each row, whatever the groups: the student's logits in float32, the teacher's
 copy, the student's with penalties and masks, what the model and what the request rules out, SGLang's sum of penalties
-and its biases, the returned law."""
+and its biases, the returned policy."""
 
 
 def group_rows(vocab: int, device: str) -> int:

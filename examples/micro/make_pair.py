@@ -241,10 +241,10 @@ def respond(checkpoint: Path, chosen: list[Problem], seed: int | None) -> list[s
     model = Qwen3ForCausalLM.from_pretrained(checkpoint).eval()
     tokenizer = tokenizer_with_stop(ENDOFTEXT)
     prompts_BT = torch.tensor(tokenizer([p.question for p in chosen])["input_ids"])  # all questions have one length
-    law = {"do_sample": False} if seed is None else {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+    policy = {"do_sample": False} if seed is None else {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed or 0)
-        answered_BT = model.generate(prompts_BT, max_new_tokens=MAX_NEW_TOKENS, **law)
+        answered_BT = model.generate(prompts_BT, max_new_tokens=MAX_NEW_TOKENS, **policy)
     return tokenizer.batch_decode(answered_BT[:, prompts_BT.shape[1] :], skip_special_tokens=True)
 
 

@@ -1,7 +1,7 @@
 """What trust-region blending does, seen on a real pair: `make demo`.
 
 Makes the SmolLM2 pair (teacher, and a student damaged by noise) if it is not there, serves both with
-`trb serve --config server_configs/cpu-smollm2.yaml`, and asks the same questions under five laws: the student alone
+`trb serve --config server_configs/cpu-smollm2.yaml`, and asks the same questions under five policies: the student alone
 (ε = 0), three KL budgets, the teacher alone. Seeds are the same in each. Two kinds of question:
 
 * word problems of GSM8K: read how the student drifts, and how the blend pulls it back;
@@ -41,7 +41,7 @@ HERE = Path(__file__).resolve().parent
 CONFIG = HERE.parents[1] / "server_configs/cpu-smollm2.yaml"
 PROBLEMS = HERE.parent / "data/gsm8k_excerpt.jsonl"
 
-LAWS: dict[str, dict[str, Any]] = {
+POLICIES: dict[str, dict[str, Any]] = {
     "ε = 0 (student)": {"trb_epsilon": 0.0},
     "ε = 0.01": {"trb_epsilon": 0.01},
     "ε = 0.1": {"trb_epsilon": 0.1},
@@ -118,9 +118,9 @@ def sums(count: int) -> list[Question]:
 def draw(
     address: str, questions: list[Question], arguments: argparse.Namespace, console: Console
 ) -> tuple[list[TracedCompletion], float]:
-    """Send every question under every law, concurrently; returns completions in order, and the seconds it took."""
+    """Send every question under every policy, concurrently; returns completions in order, and the seconds it took."""
     tokenizer = Tokenizer.from_file(str(make_pair.DEFAULT_OUT / "student/tokenizer.json"))
-    jobs = [(question, label) for question in questions for label in LAWS]
+    jobs = [(question, label) for question in questions for label in POLICIES]
     started = time.monotonic()
     pool = ThreadPoolExecutor(CONCURRENT)
     try:
@@ -135,7 +135,7 @@ def draw(
 def ask(
     address: str, question: Question, label: str, tokenizer: Tokenizer, arguments: argparse.Namespace
 ) -> TracedCompletion:
-    """One request to the OpenAI route; `custom_params` carries the law."""
+    """One request to the OpenAI route; `custom_params` carries the policy."""
     body = {
         "model": "student",
         "messages": question.messages,
@@ -143,7 +143,7 @@ def ask(
         "temperature": arguments.temperature,
         "seed": arguments.seed,
         "return_token_ids": True,
-        "custom_params": LAWS[label] | {"trb_return": "tokens"},
+        "custom_params": POLICIES[label] | {"trb_return": "tokens"},
     }
     response = requests.post(f"{address}/v1/chat/completions", json=body, timeout=600)
     response.raise_for_status()
@@ -181,7 +181,7 @@ def show(completions: list[TracedCompletion], seconds: float, console: Console) 
 
 
 def write(completions: list[TracedCompletion], out: Path) -> None:
-    note = "Teacher: SmolLM2-135M-Instruct. Student: the same weights with 10% noise. Same seeds under every law."
+    note = "Teacher: SmolLM2-135M-Instruct. Student: the same weights with 10% noise. Same seeds under every policy."
     (out / "demo.html").write_text(page(completions, note=note), encoding="utf-8")
     lines = (json.dumps(completion.to_json(), ensure_ascii=False) + "\n" for completion in completions)
     (out / "demo.jsonl").write_text("".join(lines), encoding="utf-8")

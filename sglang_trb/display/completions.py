@@ -32,7 +32,7 @@ class TracedCompletion:
 
     Attributes:
         prompt: what was asked, for display.
-        label: which law drew it, for display ("ε = 0.01"); completions with the same label are compared.
+        label: which policy drew it, for display ("ε = 0.01"); completions with the same label are compared.
         text: the whole response.
         pieces: the text of each token; "" for one whose bytes only complete a character with the next.
         summary: the ``trb`` summary of the response (rule, epsilon, …); ``correct`` (bool), if it was judged.
@@ -97,7 +97,7 @@ class Totals:
 
 
 def totals(completions: Sequence[TracedCompletion]) -> Totals:
-    """Add up completions that were drawn by one law."""
+    """Add up completions that were drawn by one policy."""
     beta = [value for c in completions for value in c.tokens.beta]
     teacher = [value for c in completions for value in c.tokens.teacher_logprob]
     verdicts = [c.summary["correct"] for c in completions if c.summary.get("correct") is not None]

@@ -1,7 +1,7 @@
 """Does a teacher answer like a trained model? One that is broken can look alive: finite logits, and nothing in them.
 
-Zeroed or never loaded weights, as after a failed wake-up, give nearly the same law whatever the prefix, most often
-nearly the uniform one. Loads without torch and without sglang.
+Zeroed or never loaded weights, as after a failed wake-up, give nearly the same distribution whatever the prefix, most
+often nearly the uniform one. Loads without torch and without sglang.
 
 Legend: _N positions.
 """
@@ -53,7 +53,7 @@ class TeacherHealth:
 
 
 def look_at(entropy_N: np.ndarray, vocab_size: int) -> TeacherHealth:
-    """Judge the teacher by the entropies of its laws at different prefixes.
+    """Judge the teacher by the entropies of its distributions at different prefixes.
 
     Args:
         entropy_N: nats, finite, at least one.

@@ -278,7 +278,7 @@ Session = Annotated[
     None, Allowed("nothing: sessions are not checked with two models; send the whole prompt, its prefix is cached")
 ]
 Unpickled = Annotated[
-    None, Allowed("nothing: it would change the law after the budget was checked, and it unpickles code")
+    None, Allowed("nothing: it would change the distribution after the budget was checked, and it unpickles code")
 ]
 Mask = Annotated[Literal[False] | None, Allowed("false: use custom_params.trb_return")]
 Beams = Annotated[None, Allowed("nothing: beams are not drawn from mu")]

@@ -85,7 +85,8 @@ class Server(Section):
     max_in_flight: int = Field(64, ge=1, description="requests sent to one server at a time")
     unreachable_s: float = Field(900, gt=0, description="how long to wait for a dead server before the run stops")
     allow_broken_teacher: bool = Field(
-        False, description="go on although the teacher's laws are nearly uniform, or the same at every position"
+        False,
+        description="go on although the teacher's distributions are nearly uniform, or the same at every position",
     )
 
     @model_validator(mode="after")
@@ -249,7 +250,7 @@ class RunConfig(Section):
         return Path(self.folder).expanduser() / self.name
 
     def sampling(self, step: int) -> tuple[BlendParams, float]:
-        """The law of the rollouts of step k, and their temperature; the statistics that the loss needs come along."""
+        """The rule of the rollouts of step k, and their temperature; the statistics that the loss needs come along."""
         blend, temperature = self.rollouts.behaviour.at(step)
         if self.loss.needs_teacher_support:
             blend = dataclasses.replace(blend, returned=Return.SUPPORT_BOTH)

@@ -66,7 +66,7 @@ class RenderedBenchmark:
             note(f"{self.settings.name}: {count} are longer than the {room} tokens that the servers' context leaves")
 
     def requests(self, config: RunConfig, step: int, weight_version: str, room: int) -> list[RolloutRequest]:
-        """The student's own responses; one of them brings the numbers that show whose law they were drawn from."""
+        """The student's own responses; one of them brings the numbers that show what they were drawn from."""
         settings, too_long = config.evaluation, set(self.too_long(room))
         requests: list[RolloutRequest] = []
         for index, prompt in enumerate(self.prompts):

@@ -35,7 +35,7 @@ def gathered_log_probs(
     Returns:
         log_probs_NK in nats, float32 (float64 for float64 inputs), differentiable in ``hidden_NH`` and ``weight_VH``;
         -inf for ids that have no probability (masked by alignment, or beyond the pair), and whatever gradient
-        arrives there, NaN included, counts 0. entropy_N of the whole law, nats, without gradient. Logits are recomputed
+        arrives there, NaN included, counts 0. entropy_N, nats, without gradient. Logits are recomputed
         in the backward pass: the memory is that of one chunk's.
     """
     assert len(hidden_NH) == len(ids_NK), f"{len(hidden_NH)} positions, ids for {len(ids_NK)}"
@@ -114,7 +114,7 @@ def _impossible(ids_NK: torch.Tensor, pair: Pair) -> torch.Tensor:
 
 
 def _entropy(logits_CV: torch.Tensor, log_total_C: torch.Tensor, log_stop_C: torch.Tensor, pair: Pair) -> torch.Tensor:
-    """Entropy of the aligned law; destroys the logits."""
+    """Entropy of the aligned distribution; destroys the logits."""
     log_probs_CV = logits_CV.sub_(log_total_C[:, None])
     log_probs_CV[:, list(pair.alignment.student_ids)] = float("-inf")
     log_probs_CV[:, pair.alignment.canonical_id] = log_stop_C - log_total_C

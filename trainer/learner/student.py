@@ -83,7 +83,7 @@ class Student(nn.Module):
         response_lengths_B: torch.Tensor,
         ids_NK: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-probabilities of the asked ids at each response token's position, and the law's entropy.
+        """Log-probabilities of the asked ids at each response token's position, and the distribution's entropy.
 
         Args:
             input_ids_BT: int64, prompt then response, padded on the right: attention is causal, so that what is in the

@@ -57,7 +57,7 @@ class Collector:
 
         Raises:
             CollectionFailed: more were refused; names one and the reason.
-            OtherPolicy: a server draws from another law than it was asked for.
+            OtherPolicy: a server draws from another policy than it was asked for.
             ServersGone: no server is left.
             OSError: the journal cannot be written.
         """
