@@ -52,6 +52,8 @@ def run(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     if arguments.download and arguments.sglang is None:
         parser.error("--download fetches versions that --sglang names")
+    if arguments.config is not None and arguments.sglang is not None:
+        parser.error("--config and --sglang ask for different things: one at a time")
     try:
         if arguments.sglang is not None:
             return compare_sglang.run(arguments.sglang, download=arguments.download, as_json=arguments.json)

@@ -432,3 +432,10 @@ def test_a_version_is_downloaded_once(compared, monkeypatch, tmp_path):
     )
     status, printed = compared({}, "9.9.8", "--download")
     assert status == 2 and "no such version" in printed.err
+
+
+@pytest.mark.parametrize("options", [["--download"], ["--sglang", "--config", "server_configs/cpu-micro.yaml"]])
+def test_options_that_do_not_go_together_are_refused(options, capsys):
+    with pytest.raises(SystemExit) as ended:
+        doctor.run(options)
+    assert ended.value.code == 2 and "--sglang" in capsys.readouterr().err

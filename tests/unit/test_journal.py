@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -40,6 +42,21 @@ def test_what_was_appended_is_read_back_bit_for_bit(tmp_path):
         assert [rollout.key for rollout in journal.rollouts()] == [entries[1].key, entries[0].key]
         assert all(same(journal.entries[entry.key], entry) for entry in entries)
         assert journal.refusals() == [refusal]
+
+
+def test_a_journal_of_an_earlier_version_is_read_and_written_byte_for_byte(tmp_path):
+    """Written before the record of a token had a class of its own: two rollouts, one with both supports, a refusal."""
+    old = Path(__file__).parent / "data/step-000012.rollouts"
+    copy = Path(shutil.copy(old, tmp_path))
+    with StepJournal(copy) as journal:
+        entries = list(journal.entries.values())
+    want = [make_rollout(RolloutKey(12, 3, 1), 3), make_rollout(RolloutKey(12, 3, 2), 2, teacher_support=True)]
+    assert all(same(*pair) for pair in zip(entries, want, strict=False))
+    assert entries[2:] == [Refusal(RolloutKey(12, 4, 0), "a row of NaN")]
+    with StepJournal(tmp_path / "again") as again:
+        for entry in entries:
+            again.append(entry)
+    assert again.path.read_bytes() == old.read_bytes() == copy.read_bytes()
 
 
 def test_cut_anywhere_it_keeps_the_whole_records_and_goes_on(tmp_path):
