@@ -53,7 +53,9 @@ class Processes:
     def __enter__(self) -> Processes:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, raised: type[BaseException] | None, *_: object) -> None:
+        if raised is None:
+            self.agree(None)  # nobody takes the group down while another still talks
         self.leave()
 
     @property
