@@ -31,12 +31,15 @@ HELPERS = {"curl", "source", "export", "apt-get", "pip", "torchrun", "deepspeed"
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
 
 
-def blocks(*languages: str) -> Iterator:
+def blocks(*languages: str) -> list:
+    """The fenced blocks of all pages in some languages, as parameters of a test."""
+    found = []
     for page in PAGES:
         for number, (indent, language, text) in enumerate(FENCE.findall(page.read_text(encoding="utf-8"))):
             if language in languages:
                 name = f"{page.relative_to(ROOT)}-{number}"
-                yield pytest.param(re.sub(f"^{indent}", "", text, flags=re.M), id=name)
+                found.append(pytest.param(re.sub(f"^{indent}", "", text, flags=re.M), id=name))
+    return found
 
 
 @functools.cache
