@@ -31,7 +31,14 @@ UPDATES = 3
 
 @pytest.fixture(scope="module")
 def checkpoint():
-    return str(build_pair("plain").student)
+    """Of the student. All that a process would import in its seconds is imported here, once, and not in each fork."""
+    import torch._inductor.compile_fx
+
+    import trainer.learner.engine  # noqa: F401
+
+    path = str(build_pair("plain").student)
+    AutoModelForCausalLM.from_pretrained(path)
+    return path
 
 
 def make_rollouts(count=7):
