@@ -24,11 +24,14 @@ demo: setup ## the main job: train a small student on blended rollouts, measure 
 demo-serve: setup ## serve a real small pair and show what the blend does to its answers
 	$(PY) examples/smollm2/demo.py
 
+# A worker a core, at most four (each may have two servers of 1 GB); a file stays in one worker, files in their order.
+PYTEST := $(PY) -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
 test: setup ## unit tests, then tests against a real SGLang server on the CPU
-	$(PY) -m pytest -m "not gpu and not slow"
+	$(PYTEST) -m "not gpu and not slow"
 
 test-slow: setup ## the slow tests too
-	$(PY) -m pytest -m "not gpu"
+	$(PYTEST) -m "not gpu"
 
 # GPU_ARGS: arguments of pytest, such as GPU_ARGS='-k fa3'.
 GPU_OUT := out/gpu-check

@@ -1,5 +1,6 @@
 """The doctor's report on healthy and broken installations and configurations."""
 
+import functools
 import importlib.util
 import json
 import re
@@ -323,17 +324,18 @@ def test_an_option_that_says_nothing_is_a_usage_error(option):
 
 @pytest.fixture(scope="module")
 def sglang_sources():
-    """The installed SGLang, from which files and lines can be taken away."""
+    """The installed SGLang with lines replaced; what was parsed once stays so."""
     installed = Sources.installed()
 
-    def changed(version, replaced):
+    @functools.cache
+    def changed(*replaced):
         def read(path):
             text = installed._read(path)
-            for old, new in replaced.items():
+            for old, new in replaced:
                 text = text and text.replace(old, new)
             return text
 
-        return Sources(version, read)
+        return Sources(CHECKED_SGLANG, read)
 
     return changed
 
@@ -349,7 +351,7 @@ def compared(monkeypatch, capsys, sglang_sources):
     """Runs ``doctor --sglang`` on an installed SGLang that has changed so."""
 
     def run(replaced, *argv):
-        installed = None if replaced is None else sglang_sources(CHECKED_SGLANG, replaced)
+        installed = None if replaced is None else sglang_sources(*replaced.items())
         monkeypatch.setattr(compare_sglang.Sources, "installed", lambda: installed)
         return doctor.run(["--sglang", *argv]), capsys.readouterr()
 
