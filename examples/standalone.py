@@ -37,7 +37,6 @@ def engine_options(student: str, teacher: str) -> dict:
     return options | {
         "device": "cpu",
         "dtype": "float32",
-        "attention_backend": "torch_native",
         "grammar_backend": "none",
         "context_length": 512,
         "max_total_tokens": 4096,

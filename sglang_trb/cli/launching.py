@@ -8,7 +8,7 @@ from pathlib import Path
 from sglang_trb.errors import InvalidParameter
 from sglang_trb.launch.server_config import read_server_config
 
-CPU_OPTIONS = "--device cpu --dtype float32 --attention-backend torch_native --grammar-backend none --sleep-on-idle"
+CPU_OPTIONS = "--device cpu --dtype float32 --grammar-backend none --sleep-on-idle"
 CPU_MEMORY = "--context-length 2048 --max-total-tokens 8192 --max-running-requests 32"
 
 

@@ -9,11 +9,13 @@ from typing import Any
 
 from sglang.srt.arg_groups.overrides import declare_resolution, resolving_view
 from sglang.srt.environ import envs
+from sglang.srt.platforms import current_platform
 from sglang.srt.server_args import ServerArgs
 
 from sglang_trb.checkpoints.weight_files import require_weights
 from sglang_trb.engine import hooks
 from sglang_trb.engine.backend import BACKEND, asks_to_blend
+from sglang_trb.engine.cpu.platform import ATTENTION_BACKEND, PlainCpuPlatform
 from sglang_trb.engine.http import keys
 from sglang_trb.engine.joining import join_seconds
 from sglang_trb.engine.manager import teacher_probe
@@ -59,10 +61,16 @@ def resolve_and_check(original: Callable[..., None], server_args: ServerArgs) ->
     check(resolving_view(server_args))
 
 
-def keep_backend_on_cpu(original: Callable[..., None], server_args: ServerArgs) -> None:
-    """Hook around ``handle_cpu_backends``, which resolves every sampling backend to ``pytorch`` on a CPU."""
+def keep_backends_on_cpu(original: Callable[..., None], server_args: ServerArgs) -> None:
+    """Hook around ``handle_cpu_backends``, which on a CPU resolves every sampling backend to ``pytorch``, and attention
+    that was left open to a backend of sglang-kernel."""
+    attention = resolving_view(server_args).attention_backend
     original(server_args)
-    if asks_to_blend(server_args) and resolving_view(server_args).device == "cpu":
+    if resolving_view(server_args).device != "cpu":
+        return
+    if attention is None and isinstance(current_platform, PlainCpuPlatform):
+        declare_resolution(server_args, "sglang_trb", attention_backend=ATTENTION_BACKEND)
+    if asks_to_blend(server_args):
         declare_resolution(server_args, "sglang_trb", sampling_backend=BACKEND)
 
 

@@ -9,9 +9,12 @@ import importlib.metadata
 from typing import NoReturn
 
 from sglang.srt.layers.sampler import register_sampler_backend
+from sglang.srt.platforms import current_platform
+from sglang.srt.server_args import add_attention_backend_choices
 
 from sglang_trb.engine import hooks
 from sglang_trb.engine.backend import BACKEND
+from sglang_trb.engine.cpu.platform import ATTENTION_BACKEND, PlainCpuPlatform
 from sglang_trb.engine.touch_points.checked import CHECKED_SGLANG
 from sglang_trb.errors import NotInForce
 
@@ -30,6 +33,8 @@ def register() -> None:
     from sglang_trb.engine.worker.sampler import TrbSampler
 
     register_sampler_backend(BACKEND, TrbSampler)
+    if isinstance(current_platform, PlainCpuPlatform):
+        add_attention_backend_choices([ATTENTION_BACKEND])
     hooks.put_all()
 
 

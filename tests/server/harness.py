@@ -22,7 +22,6 @@ ADMIN_KEY = "test-admin-key"
 
 CPU_OPTIONS = {
     "device": "cpu",
-    "attention-backend": "torch_native",
     "grammar-backend": "none",
     "dtype": "float32",
     "sampling-backend": "trb",

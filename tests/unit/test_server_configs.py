@@ -200,7 +200,7 @@ def test_the_memory_in_the_comment_is_what_the_plan_says(path):
 @pytest.mark.parametrize("path", CPU_CONFIGS, ids=lambda path: path.name)
 def test_on_a_cpu(resolved, path):
     found = resolved[path.name]
-    assert (found["device"], found["attention_backend"], found["dtype"]) == ("cpu", "torch_native", "float32")
+    assert (found["device"], found["attention_backend"], found["dtype"]) == ("cpu", "torch_batched", "float32")
     assert found["max_total_tokens"] >= found["context_length"]
 
 

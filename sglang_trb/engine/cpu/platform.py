@@ -18,6 +18,10 @@ from sglang.srt.platforms.device_mixin import PlatformEnum
 from sglang.srt.platforms.interface import SRTPlatform
 
 
+ATTENTION_BACKEND = "torch_batched"
+"""What `cpu.attention` registers, by its name in ``--attention-backend``."""
+
+
 def activate() -> str | None:
     """Entry point: names the platform class, or None where another platform should be used.
 
@@ -39,7 +43,11 @@ class PlainCpuPlatform(CpuDeviceMixin, SRTPlatform):
     _enum = PlatformEnum.OOT
 
     def get_default_attention_backend(self) -> str:
-        return "torch_native"
+        return ATTENTION_BACKEND
+
+    def init_backend(self) -> None:
+        """Called where SGLang's model runner is imported; registers the attention backend."""
+        import sglang_trb.engine.cpu.attention  # noqa: F401
 
     def get_mha_kv_pool_cls(self) -> type:
         from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
