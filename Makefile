@@ -52,6 +52,7 @@ docs: setup ## the documentation site, built strictly into out/site
 bench: setup ## measure solver, serving and training; results in benchmarks/results/*.json
 	$(PY) benchmarks/solver.py
 	$(PY) benchmarks/serving.py
+	$(PY) -m benchmarks.attention --json benchmarks/results/attention-cpu-micro.json
 	$(PY) benchmarks/payload.py
 	$(PY) benchmarks/training.py
 

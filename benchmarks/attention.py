@@ -1,9 +1,9 @@
 """Attention on a CPU: this package's ``torch_batched`` against SGLang's ``torch_native``, in one run.
 
-Two servers of one configuration differ in that option alone. Both are up for the whole run and answer the same requests
-in turn, so that a disturbance of the machine hits both. Each case is measured several times; the median of the ratios of
-neighbours is kept. ``decode`` counts blended tokens per second at a concurrency; ``prefill`` the time of one prompt's
-first token, whose tokens no cache holds.
+Two servers of one configuration differ in that option alone. Both are up for the whole run and answer the same
+requests in turn, so that a disturbance of the machine hits both. Each case is measured several times; the median of the
+ratios of neighbours is kept. ``decode`` counts blended tokens per second at a concurrency; ``prefill`` the time of one
+prompt's first token, whose tokens no cache holds.
 """
 
 from __future__ import annotations

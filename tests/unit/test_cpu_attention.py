@@ -49,7 +49,8 @@ def make(cls, heads, kv_heads, dim=16, dtype=torch.float32):
     )
     layer = SimpleNamespace(
         tp_q_head_num=heads, tp_k_head_num=kv_heads, tp_v_head_num=kv_heads, qk_head_dim=dim, v_head_dim=dim,
-        scaling=dim**-0.5, layer_id=0, is_cross_attention=False, attn_type=AttentionType.DECODER, sliding_window_size=-1,
+        scaling=dim**-0.5, layer_id=0, is_cross_attention=False, attn_type=AttentionType.DECODER,
+        sliding_window_size=-1,
     )  # fmt: skip
     return cls(runner), layer
 
@@ -112,7 +113,9 @@ def test_new_tokens_see_all_before_them(lengths, heads):
 
 @pytest.mark.parametrize("heads", [(4, 4), (6, 2)], ids=str)
 @pytest.mark.parametrize(
-    "cached", [[5], [9, 9, 9], [1, 30, 2], [599, 1, 2, 3, 598, 4], [16] * 20 + [590]], ids=lambda c: f"{len(c)} requests"
+    "cached",
+    [[5], [9, 9, 9], [1, 30, 2], [599, 1, 2, 3, 598, 4], [16] * 20 + [590]],
+    ids=lambda c: f"{len(c)} requests",
 )
 def test_one_token_a_request(cached, heads):
     backend, layer = make(BatchedAttention, *heads)

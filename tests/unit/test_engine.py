@@ -32,7 +32,6 @@ UPDATES = 3
 @pytest.fixture(scope="module")
 def checkpoint():
     """Of the student. All that a process would import in its seconds is imported here, once, and not in each fork."""
-    import torch._inductor.compile_fx
 
     import trainer.learner.engine  # noqa: F401
 

@@ -112,7 +112,8 @@ def _is_plain(layer: RadixAttention) -> bool:
 def _attend(group: _Group, query_THD, keys, values, output_THD, scale: float) -> None:
     """Attention of a group's queries; writes their answers into ``output_THD``."""
     B, L = group.slots_BL.shape
-    query_BQHD = query_THD.view(B, -1, *query_THD.shape[1:]) if group.queries_BQ is None else query_THD[group.queries_BQ]
+    all_THD = query_THD if group.queries_BQ is None else query_THD[group.queries_BQ]
+    query_BQHD = all_THD.view(B, -1, *query_THD.shape[1:])
     Q, H, D = query_BQHD.shape[1:]
     slots = group.slots_BL.flatten()
     key_BKLD, value_BKLD = (
@@ -120,10 +121,8 @@ def _attend(group: _Group, query_THD, keys, values, output_THD, scale: float) ->
         for cache in (keys, values)
     )
     K = key_BKLD.shape[1]
-    if Q == 1:  # query heads that share a key head are its queries: nothing is repeated
-        query_BHQD = query_BQHD.view(B, K, H // K, D)
-    else:
-        query_BHQD = query_BQHD.transpose(1, 2)
+    # Of one token, query heads that share a key head are its queries: nothing is repeated.
+    query_BHQD = query_BQHD.view(B, K, H // K, D) if Q == 1 else query_BQHD.transpose(1, 2)
     answer_BHQD = scaled_dot_product_attention(
         query_BHQD, key_BKLD, value_BKLD, group.mask, is_causal=group.causal, scale=scale, enable_gqa=Q > 1 and K < H
     )
@@ -137,7 +136,9 @@ def _attend(group: _Group, query_THD, keys, values, output_THD, scale: float) ->
         output_THD[token] = answer[of]
 
 
-def _groups(new: Sequence[int], total: Sequence[int], pool_indices: torch.Tensor, slots: torch.Tensor) -> Iterator[_Group]:
+def _groups(
+    new: Sequence[int], total: Sequence[int], pool_indices: torch.Tensor, slots: torch.Tensor
+) -> Iterator[_Group]:
     """The batch as groups of requests of like length.
 
     Args:
@@ -150,7 +151,7 @@ def _groups(new: Sequence[int], total: Sequence[int], pool_indices: torch.Tensor
     for part in parts:
         whole = len(parts) == 1
         if whole:
-            part = range(len(new))  # in the batch's order, so that queries and answers need none
+            part = list(range(len(new)))  # in the batch's order, so that queries and answers need none
         new_B, total_B = torch.tensor([new[i] for i in part]), torch.tensor([total[i] for i in part])
         Q, L = int(new_B.max()), int(total_B.max())
         key_L, query_Q = torch.arange(L), torch.arange(Q)

@@ -17,7 +17,6 @@ from sglang.srt.platforms.cpu import CpuDeviceMixin
 from sglang.srt.platforms.device_mixin import PlatformEnum
 from sglang.srt.platforms.interface import SRTPlatform
 
-
 ATTENTION_BACKEND = "torch_batched"
 """What `cpu.attention` registers, by its name in ``--attention-backend``."""
 
