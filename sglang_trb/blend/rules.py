@@ -7,6 +7,7 @@ Legend: _B rows, _V vocabulary.
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from collections.abc import Sequence
 
@@ -59,7 +60,7 @@ class Outcome:
     others_are_student: bool = False
 
 
-class BlendedRule:
+class BlendedRule(abc.ABC):
     """A rule that draws from another distribution than the student's.
 
     ``apply`` must neither wait for the device nor make a shape of a value: the step is captured in CUDA graphs.
@@ -79,9 +80,9 @@ class BlendedRule:
         """The rows to which the rule applies; bool [B]."""
         return controls.rule_B == self.rule.code
 
+    @abc.abstractmethod
     def apply(self, p: Distribution, q: Distribution, rows_B: torch.Tensor, controls: RowControls) -> Outcome:
         """The rule's distribution from the student's ``p`` and the teacher's ``q``, filtered as the rule says."""
-        raise NotImplementedError
 
 
 class TrustRegion(BlendedRule):

@@ -41,8 +41,8 @@ def train(config: RunConfig, *, quiet: bool = False) -> None:
                 if not behaviour.has(k):
                     student.publish(k)  # the servers sample from the student after k updates
                 rollouts = behaviour.collect(k)  # y ~ mu, with KL(mu || p) <= epsilon_k at every prefix (Eq. 1 to 3)
-                with run.phases("train"), behaviour.trusted(k):
-                    update = learner.update(rollouts, k)  # of the reverse KL to the teacher at every visited prefix
+                with run.phases("train"), behaviour.trusted(k):  # rollouts that prove wrong are set aside
+                    update = learner.update(rollouts, k)  # by the reverse KL to the teacher, prefix by prefix
                 row = learner.measure(update) | behaviour.measure(k, rollouts)
                 run.checkpoint(k + 1, learner, row)
                 run.record(k + 1, row, evaluator.evaluate(k + 1))
