@@ -39,11 +39,11 @@ def main() -> None:
         learner = Learner(config, pair, processes, note=print)
         with Leader(config, pair, note=print) as leader:
             phases = Phases()
-            behaviour = RolloutSource(config, processes, leader, phases)
-            student = WeightSync(learner, processes, leader, phases)
+            rollout_source = RolloutSource(config, processes, leader, phases)
+            weight_sync = WeightSync(learner, processes, leader, phases)
             for k in range(config.steps):
-                student.publish(k)  # the servers sample from the student after k updates
-                rollouts = behaviour.collect(k)  # at the budget of this step
+                weight_sync.publish(k)  # the servers hold the student after k updates
+                rollouts = rollout_source.collect(k)  # at the budget of this step
                 update = learner.update(rollouts, k)
                 blend, _ = config.sampling(k)
                 print(

@@ -16,23 +16,23 @@ class Evaluator:
 
     Args:
         config: the run.
-        weights: brings the servers to the student that is evaluated.
+        weight_sync: brings the servers to the student that is evaluated.
         processes: of the run.
         leader: on the process that leads, None elsewhere.
         phases: of the run.
     """
 
     def __init__(
-        self, config: RunConfig, weights: WeightSync, processes: Processes, leader: Leader | None, phases: Phases
+        self, config: RunConfig, weight_sync: WeightSync, processes: Processes, leader: Leader | None, phases: Phases
     ) -> None:
-        self._config, self._weights = config, weights
+        self._config, self._weight_sync = config, weight_sync
         self._processes, self._leader, self._phases = processes, leader, phases
 
-    def evaluate(self, step: int) -> Row:
+    def evaluate_if_due(self, step: int) -> Row:
         """Each benchmark's pass@1 after ``step`` updates; empty where none is due, and on all but the leader."""
         if not self._config.evaluation.is_due(step, self._config.steps):
             return {}
-        self._weights.publish(step)
+        self._weight_sync.publish(step)
         row: Row = {}
         with self._phases("evaluate"), self._processes.together():
             if self._leader is not None:

@@ -12,15 +12,23 @@ from trainer.rollouts.rollout import Rollout
 from trainer.rollouts.teacher_check import teacher_row
 
 
-def of_rollouts(rollouts: Sequence[Rollout], grades: Sequence[Grade | None], seconds: float) -> Row:
+def of_rollouts(
+    rollouts: Sequence[Rollout], grades: Sequence[Grade | None], drawn: Sequence[Rollout], seconds: float
+) -> Row:
     """The row of a step's rollouts.
 
     Args:
         rollouts: all of the step; none, if all were refused.
         grades: one for each; None where its problem has no gold answer.
+        drawn: those that this process drew; the others were in the journal.
         seconds: that drawing them took.
     """
-    return (_drawn(rollouts, seconds) | teacher_row(rollouts) if rollouts else {}) | rewards(grades)
+    row = rewards(grades)
+    if rollouts:
+        row |= _statistics(rollouts) | teacher_row(rollouts)
+    if drawn:
+        row[fields.TOKENS_PER_S] = sum(len(rollout) for rollout in drawn) / seconds
+    return row
 
 
 def rewards(grades: Sequence[Grade | None]) -> Row:
@@ -35,7 +43,7 @@ def rewards(grades: Sequence[Grade | None]) -> Row:
     return row
 
 
-def _drawn(rollouts: Sequence[Rollout], seconds: float) -> Row:
+def _statistics(rollouts: Sequence[Rollout]) -> Row:
     tokens = [rollout.tokens for rollout in rollouts if rollout.tokens is not None]
     beta, kl = (
         np.concatenate(parts).astype(np.float64) for parts in ([t.beta for t in tokens], [t.kl for t in tokens])
@@ -47,5 +55,4 @@ def _drawn(rollouts: Sequence[Rollout], seconds: float) -> Row:
         fields.SUM_KL: float(kl.sum() / len(rollouts)),
         fields.RESPONSE_LENGTH: float(lengths.mean()),
         fields.FINISHED_SHARE: float(np.mean([rollout.finish == "stop" for rollout in rollouts])),
-        fields.TOKENS_PER_S: float(lengths.sum() / seconds),
     }

@@ -40,10 +40,11 @@ class RolloutSource:
     def __init__(self, config: RunConfig, processes: Processes, leader: Leader | None, phases: Phases) -> None:
         self._config, self._processes, self._leader, self._phases = config, processes, leader, phases
         self._refused: list[Refusal] = []
+        self._drawn_before: frozenset[RolloutKey] = frozenset()
 
-    def has(self, step: int) -> bool:
+    def is_journalled(self, step: int) -> bool:
         """Whether the journal holds every rollout of step k already: no server is needed for them."""
-        return self._processes.share(self._leader is not None and self._is_journalled(step, self._leader))
+        return self._processes.share(self._leader is not None and self._has_all(step, self._leader))
 
     def collect(self, step: int) -> list[Rollout]:
         """The rollouts of step k in the order of their keys, from the journal where it has them.
@@ -56,7 +57,7 @@ class RolloutSource:
             BrokenTeacher: by what the rollouts say; they are set aside.
         """
         rollouts: list[Rollout] = []
-        with self._phases("rollout"), self._processes.together(), self.trusted(step):
+        with self._phases("rollout"), self._processes.together(), self.set_aside_if_untrustworthy(step):
             if self._leader is not None:
                 rollouts = self._collect(step, self._leader)
                 if rollouts:
@@ -64,7 +65,7 @@ class RolloutSource:
         return rollouts
 
     @contextlib.contextmanager
-    def trusted(self, step: int) -> Iterator[None]:
+    def set_aside_if_untrustworthy(self, step: int) -> Iterator[None]:
         """If it turns out in the block that the rollouts of step k cannot be trusted, set them aside, and say so."""
         try:
             yield
@@ -81,12 +82,18 @@ class RolloutSource:
             fields.TEMPERATURE: temperature,
             fields.REFUSED: float(len(self._refused)),
             fields.PROMPTS_LEFT_OUT: float(self._leader.prompts.left_out.total()),
-            **of_rollouts(rollouts, self._grades(step, rollouts, self._leader), self._phases.seconds["rollout"]),
+            **of_rollouts(
+                rollouts,
+                self._grades(step, rollouts, self._leader),
+                [rollout for rollout in rollouts if rollout.key not in self._drawn_before],
+                self._phases.seconds["rollout"],
+            ),
         }
 
     def _collect(self, step: int, leader: Leader) -> list[Rollout]:
         with self._journal(step) as journal:
             requests = self._requests(step, leader)
+            self._drawn_before = frozenset(journal.entries)
             if len(journal.entries) < len(requests):
                 leader.servers.collect(requests, journal, self._config.rollouts.max_refused_share)
             self._refused = journal.refusals()
@@ -119,7 +126,7 @@ class RolloutSource:
     def _journal(self, step: int) -> StepJournal:
         return StepJournal(journal_path(self._config.run_folder, step))
 
-    def _is_journalled(self, step: int, leader: Leader) -> bool:
+    def _has_all(self, step: int, leader: Leader) -> bool:
         with self._journal(step) as journal:
             return len(journal.entries) == len(self._requests(step, leader))
 

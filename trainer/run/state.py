@@ -39,6 +39,9 @@ from trainer.run.phases import Phases
 from trainer.run.progress import TrainingProgress
 from trainer.run.rollout_source import journal_path
 
+REPORT = "report"
+"""The run's page, in its folder."""
+
 
 class RunState(contextlib.AbstractContextManager):
     """Use as a context manager; entering claims the run's folder. Every process calls every method.
@@ -51,7 +54,7 @@ class RunState(contextlib.AbstractContextManager):
     Attributes:
         phases: what the run is doing, and for how long.
         step: updates that the newest checkpoint holds, once `resume` was called.
-        unrecorded: the row of ``step``, if no process has recorded it yet: its evaluation is to be made.
+        pending_row: the row of ``step``, if no process has recorded it yet: its evaluation is to be made.
 
     Raises:
         FolderInUse: another process is at work there.
@@ -68,7 +71,7 @@ class RunState(contextlib.AbstractContextManager):
         self._stack = contextlib.ExitStack()
         self.phases = Phases(self._show_phase)
         self.step = 0
-        self.unrecorded: Row | None = None
+        self.pending_row: Row | None = None
 
     def __enter__(self) -> RunState:
         with self._stack as stack, self._processes.together():
@@ -112,14 +115,16 @@ class RunState(contextlib.AbstractContextManager):
             learner.skips = Skips(**checkpoint.state().get("skipped", {}))
             learner.load(checkpoint.engine)
         with self._processes.together():
-            unrecorded = self._unrecorded() if self._processes.leads else None
-        self.unrecorded = self._processes.share(unrecorded)
+            pending = self._pending_row() if self._processes.leads else None
+        self.pending_row = self._processes.share(pending)
 
     def is_complete(self) -> bool:
         """Whether nothing is left to do; then says so."""
-        if self.step < self._config.steps or self.unrecorded is not None:
+        if self.step < self._config.steps or self.pending_row is not None:
             return False
         self.note(f"all {self._config.steps} updates are made; the newest checkpoint holds {self.step}")
+        if not (self._folder / REPORT).is_dir():  # the process ended after its last row
+            self.report()
         return True
 
     def begin(self, leader: Leader | None) -> None:
@@ -131,8 +136,8 @@ class RunState(contextlib.AbstractContextManager):
                 self._stack.callback(self._records.close)
                 write_provenance(self._folder, self._config, leader.pair)
 
-    def checkpoint(self, step: int, learner: Learner, row: Row) -> None:
-        """Keep the run after ``step`` updates, if that is due, with the row of the last of them."""
+    def checkpoint_if_due(self, step: int, learner: Learner, row: Row) -> None:
+        """Keep the run after ``step`` updates, with the row of the last of them: every so many, and at the end."""
         if step % self._config.checkpoints.every != 0 and step != self._config.steps:
             return
         row = row | self.phases.row()
@@ -158,19 +163,21 @@ class RunState(contextlib.AbstractContextManager):
         if self._records is not None and self._screen is not None:
             if evaluated:
                 self._note_best(step, evaluated)
-            row = {"step": step, **row, **evaluated, **self.phases.row()}
+            # A row that an earlier process left has times of its own.
+            times = {name: value + row.get(name, 0.0) for name, value in self.phases.row().items()}
+            row = {"step": step, **row, **evaluated, **times}
             self._records.append(row)
             self._screen.step_done(row)
         self.phases.forget()
 
     def report(self) -> None:
         """Write the run's page."""
-        if self._leader is None:
+        if not self._processes.leads:
             return
         from trainer.report import write_report
 
         try:
-            self.note(f"report: {write_report([self._folder], self._folder / 'report')}")
+            self.note(f"report: {write_report([self._folder], self._folder / REPORT)}")
         except (TrbError, OSError) as error:
             self.note(f"the report could not be written: {error}")
 
@@ -194,7 +201,7 @@ class RunState(contextlib.AbstractContextManager):
             self._store.record_best(Best(step, float(np.mean(scores))))
             self._store.prune()
 
-    def _unrecorded(self) -> Row | None:
+    def _pending_row(self) -> Row | None:
         """The row of the newest checkpoint's update, if the process ended before it was recorded: in its evaluation.
 
         Row 0, of the untrained student, has nothing but its evaluation.

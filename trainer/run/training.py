@@ -1,9 +1,8 @@
 """On-policy distillation with trust-region behaviour blending: the run, from wherever the last process was stopped.
 
-A checkpoint holds the run after some updates. The rollouts of later steps are in journals, so a run that was killed
-makes those updates again from the same rollouts, draws what is missing of the step it was at, and goes on: every prompt
-is trained on once, in the order that the seed gives. An update is in its checkpoint before it is evaluated; the row of
-an update whose evaluation was cut short is in the checkpoint too.
+On restart: load the newest checkpoint, make the later updates again from the rollouts in their journals, draw what is
+missing of the step that was cut short, go on. So every prompt is trained on once, in the order that the seed gives. A
+checkpoint that is due is written before the evaluation, with the metrics of its update.
 """
 
 from __future__ import annotations
@@ -31,19 +30,20 @@ def train(config: RunConfig, *, quiet: bool = False) -> None:
             return
         with processes.on_leader(partial(Leader, config, pair, run.note, run.rollout_progress)) as leader:
             run.begin(leader)
-            behaviour = RolloutSource(config, processes, leader, run.phases)
-            student = WeightSync(learner, processes, leader, run.phases)
-            evaluator = Evaluator(config, student, processes, leader, run.phases)
+            rollout_source = RolloutSource(config, processes, leader, run.phases)
+            weight_sync = WeightSync(learner, processes, leader, run.phases)
+            evaluator = Evaluator(config, weight_sync, processes, leader, run.phases)
 
-            if run.unrecorded is not None:  # the untrained student, or the one whose evaluation was cut short
-                run.record(run.step, run.unrecorded, evaluator.evaluate(run.step))
+            if run.pending_row is not None:  # of the untrained student, or of an update whose evaluation was cut short
+                run.record(run.step, run.pending_row, evaluator.evaluate_if_due(run.step))
             for k in range(run.step, config.steps):
-                if not behaviour.has(k):
-                    student.publish(k)  # the servers sample from the student after k updates
-                rollouts = behaviour.collect(k)  # y ~ mu, with KL(mu || p) <= epsilon_k at every prefix (Eq. 1 to 3)
-                with run.phases("train"), behaviour.trusted(k):  # rollouts that prove wrong are set aside
-                    update = learner.update(rollouts, k)  # by the reverse KL to the teacher, prefix by prefix
-                row = learner.measure(update) | behaviour.measure(k, rollouts)
-                run.checkpoint(k + 1, learner, row)
-                run.record(k + 1, row, evaluator.evaluate(k + 1))
+                if not rollout_source.is_journalled(k):
+                    weight_sync.publish(k)  # the servers hold the student after k updates
+                # y ~ mu; of trb, the student p tilted towards the teacher q with KL(mu || p) <= epsilon_k (Eq. 1 to 3)
+                rollouts = rollout_source.collect(k)
+                with run.phases("train"), rollout_source.set_aside_if_untrustworthy(k):
+                    update = learner.update(rollouts, k)  # one optimiser step on config.loss; trb: reverse KL(p || q)
+                row = learner.measure(update) | rollout_source.measure(k, rollouts)
+                run.checkpoint_if_due(k + 1, learner, row)
+                run.record(k + 1, row, evaluator.evaluate_if_due(k + 1))
             run.report()
