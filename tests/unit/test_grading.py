@@ -143,10 +143,10 @@ def test_a_process_that_is_killed_takes_its_own_answer_with_it(grader):
 
 
 def test_a_stalled_process_is_given_up(monkeypatch):
-    monkeypatch.setattr(grading, "_STALLED_SECONDS", 0.2)
-    monkeypatch.setattr(grading, "_LOOK_SECONDS", 0.1)
     with Grader(1) as grader:
         grader.grade(boxed("1"))
+        monkeypatch.setattr(grading, "_STALLED_SECONDS", 0.2)  # from here on: a slow start is no stall
+        monkeypatch.setattr(grading, "_LOOK_SECONDS", 0.1)
         os.kill(grader._workers[0].process.pid, signal.SIGSTOP)
         assert verdicts(grader.grade(boxed("7"))) == [Verdict.FAULT]
 
