@@ -10,7 +10,7 @@ CALLERS_GPUS := env CUDA_VISIBLE_DEVICES='$(CUDA_VISIBLE_DEVICES)'
 endif
 export CUDA_VISIBLE_DEVICES :=
 
-.PHONY: help setup demo demo-serve test test-slow gpu-check lint docs bench clean
+.PHONY: help setup demo demo-serve test test-slow gpu-check lint docs bench bench-gpu clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -51,10 +51,15 @@ docs: setup ## the documentation site, built strictly into out/site
 
 bench: setup ## measure solver, serving and training; results in benchmarks/results/*.json
 	$(PY) benchmarks/solver.py
+	$(PY) -m benchmarks.kernels
 	$(PY) benchmarks/serving.py
 	$(PY) -m benchmarks.attention --json benchmarks/results/attention-cpu-micro.json
 	$(PY) benchmarks/payload.py
 	$(PY) benchmarks/training.py
+
+bench-gpu: PY := python3
+bench-gpu: ## on a GPU machine: the fused step against roofline, torch and FlashInfer; benchmarks/results/kernels-cuda.json
+	$(CALLERS_GPUS) $(PY) -m benchmarks.kernels --device cuda
 
 clean: ## remove .venv, caches and run outputs
 	rm -rf .venv .cache .mypy_cache .pytest_cache .ruff_cache build *.egg-info out

@@ -14,6 +14,7 @@ import torch
 
 from sglang_trb.blend import RowControls, StopAlignment, reference
 from sglang_trb.blend.rules import BLENDED_RULES
+from sglang_trb.blend.solver import SMALL
 from sglang_trb.blend.types import COLUMN_DTYPES, TOP_K_OFF
 from sglang_trb.wire.rules import PARAMETERS, Rule
 
@@ -81,6 +82,13 @@ class Row:
     seed: int = 0
     position: int = 0
 
+    @property
+    def unfused(self) -> bool:
+        """Whether a fused step leaves it to torch."""
+        filters = self.top_p < 1.0 or self.min_p > 0.0 or (self.top_k < TOP_K_OFF and not self.greedy)
+        tiny = self.rule is Rule.TRUST_REGION and 0.0 < self.epsilon < SMALL
+        return filters or tiny or self.rule is Rule.SKD
+
 
 def mixed_rows(**every):
     """One row of each rule with each filter, none and greedy."""
@@ -108,7 +116,7 @@ def controls(rows: list[Row], **flags: Any) -> RowControls:
         greedy_B=column("greedy", torch.bool),
         seed_B=column("seed", torch.int64),
         position_B=column("position", torch.int64),
-        **flags,
+        **{"unfused": tuple(i for i, row in enumerate(rows) if row.unfused)} | flags,
     )
 
 

@@ -51,6 +51,10 @@ class DeviceWatch(TorchDispatchMode):
         self._lists = _NoLists()
         self._alive: dict[int, tuple[StorageWeakRef, int]] = {}
 
+    def launches(self) -> dict[str, int]:
+        """The operations that launch something: those that only allocate do not."""
+        return {name: count for name, count in self.operations.items() if "empty" not in name}
+
     def __enter__(self) -> DeviceWatch:
         self._lists.__enter__()
         return super().__enter__()
@@ -66,7 +70,8 @@ class DeviceWatch(TorchDispatchMode):
         self._refuse(name, inputs, args, kwargs)
         result = function(*args, **kwargs)
         outputs = [x for x in tree_leaves(result) if isinstance(x, torch.Tensor) and x.device == DEVICE]
-        if outputs and not function.is_view:
+        writes = function._schema.is_mutable and any(x.device == DEVICE for x in inputs)
+        if (outputs or writes) and not function.is_view:
             self.operations[name] += 1
             self.traffic_bytes += sum(x.numel() * x.element_size() for x in (*inputs, *outputs) if x.device == DEVICE)
         self._follow(inputs, outputs)

@@ -7,9 +7,11 @@ import torch
 from sglang_trb.blend import solvers
 from sglang_trb.blend.distribution import Distribution, row_groups
 from sglang_trb.blend.solver import SMALL
-from sglang_trb.blend.solvers import Solver
-from sglang_trb.blend.types import BlendOutput
+from sglang_trb.blend.solvers import Solve, Step
+from sglang_trb.blend.types import COLUMN_DTYPES, OK, TOP_K_OFF, BlendOutput, RowControls, StepLogits
 from sglang_trb.errors import InvalidParameter
+from sglang_trb.pair.alignment import StopAlignment
+from sglang_trb.wire.rules import PARAMETERS, Rule
 
 LOGIT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -28,8 +30,9 @@ def trust_region_blend(
             float16; -inf forbids a token.
         teacher_logits_BV: likewise, of the same shape and on the same device.
         epsilon_B: budgets [B] in nats, a float dtype, >= 0, not NaN; +inf allows the teacher itself.
-        backend: a name of `solvers.SOLVERS`: ``reference`` (float64 row by row, the definition), ``torch`` (batched);
-            ``auto`` is the fastest on the device. ``triton`` is reserved.
+        backend: a name of `solvers.BACKENDS`: ``reference`` (float64 row by row, the definition), ``torch`` (batched),
+            ``triton`` (a program a row, on a CUDA device; not for float64 logits); ``auto`` is the fastest on the
+            device.
 
     Returns:
         log mu, beta and KL(mu || p); a row in which either model has NaN, +inf or nothing finite is NaN, alone.
@@ -53,7 +56,12 @@ def trust_region_blend(
         raise InvalidParameter("device", sorted(map(str, devices)), "one device for all three tensors")
     if not _capturing(epsilon_B) and not bool((epsilon_B >= 0).all()):
         raise InvalidParameter("epsilon_B", epsilon_B.tolist(), "numbers >= 0 (nats)")
-    return _blend(student_logits_BV, teacher_logits_BV, epsilon_B, solvers.find(backend, epsilon_B.device))
+    found = solvers.find(backend, epsilon_B.device)
+    if found.step is None:
+        return _blend(student_logits_BV, teacher_logits_BV, epsilon_B, found.solve)
+    if torch.float64 in (student_logits_BV.dtype, teacher_logits_BV.dtype):
+        raise InvalidParameter("dtype", torch.float64, f"float32, bfloat16 or float16 for {backend!r}")
+    return _blend_by_step(student_logits_BV, teacher_logits_BV, epsilon_B, found.step)
 
 
 def _capturing(tensor: torch.Tensor) -> bool:
@@ -67,7 +75,7 @@ def _check_logits(name: str, logits_BV: torch.Tensor) -> None:
         raise InvalidParameter(f"{name}.dtype", logits_BV.dtype, f"one of {LOGIT_DTYPES}")
 
 
-def _blend(student_BV: torch.Tensor, teacher_BV: torch.Tensor, epsilon_B: torch.Tensor, solve: Solver) -> BlendOutput:
+def _blend(student_BV: torch.Tensor, teacher_BV: torch.Tensor, epsilon_B: torch.Tensor, solve: Solve) -> BlendOutput:
     log_mu_BV = torch.empty_like(student_BV, dtype=torch.float32, memory_format=torch.contiguous_format)
     beta_B, kl_B = (torch.empty_like(log_mu_BV[:, 0]) for _ in range(2))
     any_small = _capturing(epsilon_B) or bool((epsilon_B.gt(0) & epsilon_B.lt(SMALL)).any())
@@ -79,4 +87,35 @@ def _blend(student_BV: torch.Tensor, teacher_BV: torch.Tensor, epsilon_B: torch.
         log_mu_BV[rows] = blend.mu.log_probs().masked_fill_(bad_B[:, None], torch.nan)
         beta_B[rows] = blend.beta_B.masked_fill(bad_B, torch.nan)
         kl_B[rows] = blend.kl_B.masked_fill(bad_B, torch.nan)
+    return BlendOutput(log_mu_BV, beta_B, kl_B)
+
+
+def _blend_by_step(
+    student_BV: torch.Tensor, teacher_BV: torch.Tensor, epsilon_B: torch.Tensor, step: Step
+) -> BlendOutput:
+    """By a backend that draws, too."""
+
+    def column(value: float, dtype: torch.dtype) -> torch.Tensor:
+        return torch.full_like(epsilon_B, value, dtype=dtype)
+
+    settings = {name: column(p.neutral, COLUMN_DTYPES[p.type]) for name, p in PARAMETERS.items()}
+    controls = RowControls(
+        rule_B=column(Rule.TRUST_REGION.code, torch.int8),
+        settings=settings | {"epsilon": epsilon_B.double()},
+        temperature_B=column(1.0, torch.float32),
+        top_p_B=column(1.0, torch.float32),
+        top_k_B=column(TOP_K_OFF, torch.int32),
+        min_p_B=column(0.0, torch.float32),
+        greedy_B=column(0, torch.bool),
+        seed_B=column(0, torch.int64),
+        position_B=column(0, torch.int64),
+        any_temperature=False,
+    )
+    one_stop = StopAlignment((0,), (0,), 0)  # changes nothing
+    logits = StepLogits(student_BV, teacher_BV, None, None, student_BV.shape[1])
+    output = step(logits, controls, one_stop, need_log_mu=True)
+    assert output.log_mu_BV is not None
+    bad_B = output.error_B != OK
+    log_mu_BV = output.log_mu_BV.masked_fill_(bad_B[:, None], torch.nan)
+    beta_B, kl_B = (x.masked_fill(bad_B, torch.nan) for x in (output.record.beta, output.record.kl))
     return BlendOutput(log_mu_BV, beta_B, kl_B)

@@ -39,6 +39,10 @@ def work_of(params: BlendParams) -> frozenset[str]:
     return BLENDED_RULES[params.rule].work(params) if params.rule in BLENDED_RULES else frozenset()
 
 
+FUSED_WORK = frozenset({Rule.TRUST_REGION.value, Rule.TEACHER.value})
+"""What a fused step knows; a row that asks for other work, or filters, is left to torch."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Outcome:
     """What a rule makes of its rows; float64 [B], whatever in the rows of others.
@@ -97,7 +101,7 @@ class TrustRegion(BlendedRule):
 
     def apply(self, p: Distribution, q: Distribution, rows_B: torch.Tensor, controls: RowControls) -> Outcome:
         epsilon_B = torch.where(rows_B, controls.settings["epsilon"], 0.0)
-        solve = solvers.find(controls.backend, epsilon_B.device)
+        solve = solvers.find(controls.backend, epsilon_B.device).solve
         blend = solve(p, q, epsilon_B, any_small=controls.may_ask(SMALL_BUDGET))
         return Outcome(blend.mu, blend.beta_B, blend.kl_B, others_are_student=True)
 

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from sglang_trb.blend import solvers
 from sglang_trb.blend.align import aligned
 from sglang_trb.blend.distribution import Distribution, needed, row_groups
 from sglang_trb.blend.filters import filtered
@@ -32,6 +33,7 @@ from sglang_trb.blend.types import (
     TEACHER_NOT_FINITE,
     TOP_K_OFF,
     RowControls,
+    StepLogits,
     StepOutput,
 )
 from sglang_trb.pair.alignment import StopAlignment
@@ -65,35 +67,43 @@ def blend_step(
         synchronisation and no data-dependent shape.
     """
     size = valid_vocab_size or min(student_logits_BV.shape[1], teacher_logits_BV.shape[1])
+    logits = StepLogits(student_logits_BV, teacher_logits_BV, adjusted_student_logits_BV, mask_BV, size)
+    fused, unfused = solvers.find(controls.backend, student_logits_BV.device).step, controls.unfused
+    if fused is None or unfused is None or len(unfused) == student_logits_BV.shape[0]:
+        return _step(logits, controls, alignment, need_log_mu)
+    output = fused(logits, controls, alignment, need_log_mu=need_log_mu)
+    if unfused:
+        host = torch.tensor(unfused, pin_memory=student_logits_BV.is_cuda)
+        rows = host.to(student_logits_BV.device, non_blocking=True)
 
-    def part(matrix_BV: torch.Tensor | None, rows: slice) -> torch.Tensor | None:
-        return None if matrix_BV is None else matrix_BV[rows, :size]
+        def chosen(matrix: torch.Tensor) -> torch.Tensor:
+            return matrix.index_select(0, rows)
 
+        others = _step(logits.map(chosen), controls.map(chosen), alignment, need_log_mu)
+        for name, column in output.tensors().items():
+            column.index_copy_(0, rows, others.tensors()[name])
+    return output
+
+
+def _step(logits: StepLogits, controls: RowControls, alignment: StopAlignment, need_log_mu: bool) -> StepOutput:
+    """A step in torch, in groups of rows."""
+    student_BV, size = logits.student_BV, logits.size
     outputs = [
         _group_step(
-            student_logits_BV[rows, :size],
-            teacher_logits_BV[rows, :size],
+            logits.map(lambda matrix, rows=rows: matrix[rows, :size]),  # type: ignore[misc]
             controls.rows(rows.start, rows.stop),
             alignment,
-            part(adjusted_student_logits_BV, rows),
-            part(mask_BV, rows),
-            student_logits_BV.shape[1] if need_log_mu else None,
+            student_BV.shape[1] if need_log_mu else None,
         )
-        for rows in row_groups(student_logits_BV.shape[0], size, student_logits_BV.device)
+        for rows in row_groups(student_BV.shape[0], size, student_BV.device)
     ]
     return outputs[0] if len(outputs) == 1 else _joined(outputs)
 
 
 def _group_step(
-    student_logits_BV: torch.Tensor,
-    teacher_logits_BV: torch.Tensor,
-    controls: RowControls,
-    alignment: StopAlignment,
-    adjusted_logits_BV: torch.Tensor | None,
-    mask_BV: torch.Tensor | None,
-    log_mu_width: int | None,
+    logits: StepLogits, controls: RowControls, alignment: StopAlignment, log_mu_width: int | None
 ) -> StepOutput:
-    pair = _distributions(student_logits_BV, teacher_logits_BV, adjusted_logits_BV, mask_BV, controls, alignment)
+    pair = _distributions(logits, controls, alignment)
     student, teacher = pair.student, pair.teacher
     result = _drawn_by_rule(pair.p, pair.q, controls)
     error_B = torch.where(result.empty_B, EMPTY_SUPPORT, OK)
@@ -139,17 +149,10 @@ class _PairRows:
     teacher_bad_B: torch.Tensor
 
 
-def _distributions(
-    student_logits_BV: torch.Tensor,
-    teacher_logits_BV: torch.Tensor,
-    adjusted_logits_BV: torch.Tensor | None,
-    mask_BV: torch.Tensor | None,
-    controls: RowControls,
-    alignment: StopAlignment,
-) -> _PairRows:
+def _distributions(logits: StepLogits, controls: RowControls, alignment: StopAlignment) -> _PairRows:
     """Steps 1 to 3 of a row."""
-    student_BV, teacher_BV = (x.to(torch.float64, copy=True) for x in (student_logits_BV, teacher_logits_BV))
-    adjusted_BV = None if adjusted_logits_BV is None else adjusted_logits_BV.to(torch.float64, copy=True)
+    student_BV, teacher_BV = (x.to(torch.float64, copy=True) for x in (logits.student_BV, logits.teacher_BV))
+    adjusted_BV = None if logits.adjusted_BV is None else logits.adjusted_BV.to(torch.float64, copy=True)
     student_bad_B, teacher_bad_B = _unusable(student_BV), _unusable(teacher_BV)
     if adjusted_BV is not None:
         largest_B = adjusted_BV.amax(1)  # NaN if there is one; -inf where everything is forbidden, an empty support
@@ -161,10 +164,10 @@ def _distributions(
     student, student_masked_mass_B = _aligned(student_BV, alignment.student_ids, alignment)
     teacher, teacher_masked_mass_B = _aligned(teacher_BV, alignment.teacher_ids, alignment)
     p, q = student, teacher
-    if adjusted_BV is not None or mask_BV is not None or controls.any_temperature:
+    if logits.changed or controls.any_temperature:
         changed_BV = student_BV if adjusted_BV is None else adjusted_BV.masked_fill_(bad_B1, 0.0)
-        p, _ = _aligned(_masked(changed_BV, mask_BV), alignment.student_ids, alignment, controls.temperature_B)
-        q, _ = _aligned(_masked(teacher_BV, mask_BV), alignment.teacher_ids, alignment, controls.temperature_B)
+        p, _ = _aligned(_masked(changed_BV, logits.mask_BV), alignment.student_ids, alignment, controls.temperature_B)
+        q, _ = _aligned(_masked(teacher_BV, logits.mask_BV), alignment.teacher_ids, alignment, controls.temperature_B)
     return _PairRows(student, teacher, p, q, student_masked_mass_B, teacher_masked_mass_B, student_bad_B, teacher_bad_B)
 
 

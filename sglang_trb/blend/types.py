@@ -57,7 +57,9 @@ class RowControls:
             name that is missing promises that no row needs the work.
         any_filter, any_temperature: host flags; False promises the same of filters and of temperatures other than 1.
         need_support, need_teacher_support: host flags, whether to return the top-16 of each model.
-        backend: the solver's name, as in `trust_region_blend`.
+        unfused: host side, the rows that a fused step must leave to torch: those that filter, or ask for work beyond
+            `rules.FUSED_WORK`; None: all.
+        backend: a name of `solvers.BACKENDS`, or ``auto``.
 
     Raises:
         InvalidParameter: a column that could not hold what a request may ask for: 0.1 is more than 0.1 in float32, and
@@ -78,6 +80,7 @@ class RowControls:
     any_temperature: bool = True
     need_support: bool = False
     need_teacher_support: bool = False
+    unfused: tuple[int, ...] | None = None
     backend: str = "auto"
 
     def __post_init__(self) -> None:
@@ -103,6 +106,34 @@ class RowControls:
 
 
 @dataclasses.dataclass(frozen=True)
+class StepLogits:
+    """What a step reads of the models; rows of any float dtype, each matrix of a width of its own.
+
+    Attributes:
+        student_BV, teacher_BV: raw logits.
+        adjusted_BV: the student's after penalties and finite biases; None: unchanged.
+        mask_BV: bool, True forbids the token in both models; None: nothing is forbidden.
+        size: ids from here on are padding, which is forbidden.
+    """
+
+    student_BV: torch.Tensor
+    teacher_BV: torch.Tensor
+    adjusted_BV: torch.Tensor | None
+    mask_BV: torch.Tensor | None
+    size: int
+
+    @property
+    def changed(self) -> bool:
+        """Whether what is blended may differ from the raw logits, whatever the temperatures."""
+        return self.adjusted_BV is not None or self.mask_BV is not None
+
+    def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> StepLogits:
+        """The same with every matrix changed."""
+        adjusted_BV, mask_BV = (None if x is None else change(x) for x in (self.adjusted_BV, self.mask_BV))
+        return StepLogits(change(self.student_BV), change(self.teacher_BV), adjusted_BV, mask_BV, self.size)
+
+
+@dataclasses.dataclass(frozen=True)
 class StepOutput:
     """One drawn token per row and what is known of it.
 
@@ -114,6 +145,7 @@ class StepOutput:
         student_support, teacher_support: [B, K] each, where asked for, else None.
         log_mu_BV: float32 log of the behaviour policy over the width of the student's logits, where asked for, else
             None.
+        passes_B: int32, how often the search of each row passed over the vocabulary, where the backend counts it.
     """
 
     token_ids_B: torch.Tensor
@@ -122,6 +154,7 @@ class StepOutput:
     student_support: Support[torch.Tensor] | None = None
     teacher_support: Support[torch.Tensor] | None = None
     log_mu_BV: torch.Tensor | None = None
+    passes_B: torch.Tensor | None = None
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """All that is there, by name."""

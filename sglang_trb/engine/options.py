@@ -19,6 +19,7 @@ from sglang_trb.engine.cpu.platform import ATTENTION_BACKEND, PlainCpuPlatform
 from sglang_trb.engine.http import keys
 from sglang_trb.engine.joining import join_seconds
 from sglang_trb.engine.manager import teacher_probe
+from sglang_trb.engine.worker.blend_backend import blend_backend
 from sglang_trb.errors import InvalidParameter, NotInForce
 from sglang_trb.footprint import RUNNING_REQUESTS
 from sglang_trb.launch.server_config import AT_LEAST_ONE, REQUIRED
@@ -89,6 +90,7 @@ def check(options: Any) -> None:
         if os.environ.get(name, "0").lower() not in ("", "0", "false"):
             raise NotInForce(f"the environment sets {name}={os.environ[name]}; unset it: {reason}")
     join_seconds()  # a wrong value is refused now, not in the first update
+    blend_backend()  # likewise
     if options.load_format != "dummy":
         require_weights("model_path", options.model_path)
     Pair.load(options.model_path, options.speculative_draft_model_path)

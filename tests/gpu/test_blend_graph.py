@@ -122,9 +122,51 @@ def test_a_bad_row_in_a_replay_stays_alone(captured):
     check_same(output, blend_step(*on_gpu(*inputs(seed=5)), ALIGNMENT), [0, 1, 3, 4, 5, 6, 7])
 
 
-def test_eager_draws_without_looking_at_the_device():
+FUSED = [rule for rule in RULES if not Row(**rule).unfused]
+FUSED_TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}
+"""docs/methods.md allows a KL, and so a beta, to differ by as much."""
+
+
+def fused_inputs(seed, factor=1.0, backend="triton"):
+    """As `inputs`, of the rules that a fused step knows."""
+    student_BV, teacher_BV = (x.bfloat16().cuda() for x in llm_like(len(FUSED), VOCAB, seed=seed))
+    rows = [Row(**rule, seed=100 * seed + i, position=seed) for i, rule in enumerate(FUSED)]
+    rows = [dataclasses.replace(row, epsilon=row.epsilon * factor) for row in rows]
+    flags = {"need_support": True, "need_teacher_support": True, "any_temperature": False}
+    return student_BV, teacher_BV, controls(rows, backend=backend, **flags).map(torch.Tensor.cuda)
+
+
+def test_the_fused_step_replays_and_agrees_with_torch():
+    static = fused_inputs(seed=0)
+    blend_step(*static, ALIGNMENT)  # compiles
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        output = blend_step(*static, ALIGNMENT)
+    for seed, factor in ((0, 1.0), (1, 1.0), (2, 0.1), (3, 0.0), (4, 30.0)):
+        overwrite(static, fused_inputs(seed, factor))
+        graph.replay()
+        torch.cuda.synchronize()
+        for name, value in blend_step(*fused_inputs(seed, factor), ALIGNMENT).tensors().items():
+            assert torch.equal(output.tensors()[name], value), name
+        plain = blend_step(*fused_inputs(seed, factor, backend="torch"), ALIGNMENT)
+        assert output.error_B.eq(OK).all()
+        for name in ("beta", "kl", "student_entropy", "teacher_entropy"):
+            torch.testing.assert_close(
+                output.record.named()[name],
+                plain.record.named()[name],
+                **FUSED_TOLERANCE,
+                msg=lambda m, n=name: f"{n}: {m}",
+            )
+        assert torch.equal(
+            output.student_support.student_logprob.argmax(1), plain.student_support.student_logprob.argmax(1)
+        )
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_eager_draws_without_looking_at_the_device(backend):
     """Any synchronisation of the host raises."""
-    static = on_gpu(*inputs(seed=0))
+    static = on_gpu(*inputs(seed=0, backend=backend))
     blend_step(*static, ALIGNMENT)  # stop ids are copied to the device once
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")

@@ -8,7 +8,7 @@ import torch
 
 from sglang_trb.blend import RowControls, blend_step, reference, solvers
 from sglang_trb.blend.distribution import Distribution
-from sglang_trb.blend.rules import BLENDED_RULES, columns, work_of
+from sglang_trb.blend.rules import BLENDED_RULES, FUSED_WORK, columns, work_of
 from sglang_trb.blend.types import OK
 from sglang_trb.errors import InvalidParameter
 from sglang_trb.wire.params import BlendParams
@@ -35,6 +35,7 @@ def some_params(rule: Rule, seed: int) -> BlendParams:
 
 def asked(params: list[BlendParams], **flags) -> RowControls:
     """Controls as the server makes them, nothing filtered."""
+    flags["unfused"] = tuple(i for i, one in enumerate(params) if not work_of(one) <= FUSED_WORK)
     plain = controls([Row(rule=one.rule, seed=i) for i, one in enumerate(params)], any_filter=False, **flags)
     plain.settings.update(
         {name: torch.tensor(values, dtype=dtype) for name, (values, dtype) in columns(params).items()}
@@ -54,7 +55,7 @@ def test_every_rule_has_its_distribution_and_its_definition():
 
 
 @pytest.mark.parametrize("rule", Rule)
-@pytest.mark.parametrize("backend", [name for name, solve in solvers.SOLVERS.items() if solve])
+@pytest.mark.parametrize("backend", solvers.BACKENDS)
 def test_a_rule_draws_from_its_definition(rule, backend, logits):
     params = [some_params(rule, seed) for seed in range(ROWS)]
     output = blend_step(*logits, asked(params, backend=backend), ONE_STOP, need_log_mu=True)
@@ -116,12 +117,12 @@ def test_a_rule_takes_its_own_parameters_once(values, named, says):
         BlendParams(Rule.TRUST_REGION, *values, **named)
 
 
-@pytest.mark.parametrize("name", [name for name, solve in solvers.SOLVERS.items() if solve])
-def test_a_solver_meets_the_budget(name, logits):
+@pytest.mark.parametrize("name", solvers.BACKENDS)
+def test_a_backend_meets_the_budget(name, logits):
     p, q = (Distribution.from_logits(x.double()) for x in logits)
     epsilon_B = torch.logspace(-9, 1, ROWS, dtype=torch.float64)
     epsilon_B[0] = 0.0
-    blend = solvers.find(name, p.log_total_B.device)(p, q, epsilon_B, any_small=True)
+    blend = solvers.find(name, p.log_total_B.device).solve(p, q, epsilon_B, any_small=True)
     for i, epsilon in enumerate(epsilon_B.tolist()):
         log_p, log_q = (x.log_probs()[i].numpy() for x in (p, q))
         _, _, kl = reference.blend(log_p, log_q, epsilon)
@@ -130,7 +131,6 @@ def test_a_solver_meets_the_budget(name, logits):
     assert torch.equal(blend.mu.log_weights_BV[0], p.log_weights_BV[0])
 
 
-def test_an_unknown_solver_is_refused_by_the_step(logits):
-    for name, allowed in (("cuda", ", ".join(["auto", *solvers.SOLVERS])), ("triton", "torch.*no Triton kernel")):
-        with pytest.raises(InvalidParameter, match=f"backend.*{name}.*{allowed}"):
-            blend_step(*logits, asked([BlendParams(Rule.TRUST_REGION, 0.1)] * ROWS, backend=name), ONE_STOP)
+def test_an_unknown_backend_is_refused_by_the_step(logits):
+    with pytest.raises(InvalidParameter, match="backend.*cuda.*" + ", ".join(["auto", *solvers.BACKENDS])):
+        blend_step(*logits, asked([BlendParams(Rule.TRUST_REGION, 0.1)] * ROWS, backend="cuda"), ONE_STOP)

@@ -16,9 +16,10 @@ import torch
 from sglang.srt.sampling.sampling_batch_info import SamplingBatchInfo
 
 from sglang_trb.blend import RowControls
-from sglang_trb.blend.rules import columns, work_of
+from sglang_trb.blend.rules import FUSED_WORK, columns, work_of
 from sglang_trb.blend.types import TOP_K_OFF
 from sglang_trb.engine.backend import blends
+from sglang_trb.engine.worker.blend_backend import blend_backend
 from sglang_trb.errors import NotInForce
 from sglang_trb.wire.params import BlendParams, Return
 from sglang_trb.wire.trace import Trace
@@ -57,6 +58,11 @@ class HostRow:
     filters: bool
     tempers: bool
     biased: bool
+
+    @property
+    def unfused(self) -> bool:
+        """Whether a fused step must leave it to torch."""
+        return self.filters or not self.work <= FUSED_WORK
 
     @classmethod
     def of(cls, req: Req) -> HostRow:
@@ -192,4 +198,6 @@ class TrbSamplingBatchInfo(SamplingBatchInfo):
             any_temperature=blend.any(lambda row: row.tempers),
             need_support=blend.any_returns(Return.SUPPORT),
             need_teacher_support=blend.any_returns(Return.SUPPORT_BOTH),
+            unfused=tuple(i for i, row in enumerate(blend.rows) if row.unfused),
+            backend=blend_backend(),
         )
