@@ -39,10 +39,10 @@ def main() -> None:
         learner = Learner(config, pair, processes, note=print)
         with Leader(config, pair, note=print) as leader:
             phases = Phases()
-            rollout_source = RolloutSource(config, processes, leader, phases)
             weight_sync = WeightSync(learner, processes, leader, phases)
+            rollout_source = RolloutSource(config, weight_sync, processes, leader, phases)
             for k in range(config.steps):
-                weight_sync.publish(k)  # the servers hold the student after k updates
+                rollout_source.begin(k)  # the servers hold the student after k updates
                 rollouts = rollout_source.collect(k)  # at the budget of this step
                 update = learner.update(rollouts, k)
                 blend, _ = config.sampling(k)

@@ -6,11 +6,13 @@ WHERE: ``journal`` (in the middle of collection), ``update`` (after an update, b
 (all is written but the name), ``evaluation`` (measured, not recorded), ``push`` (after a part of the weights was sent),
 ``none``. COUNT: at which pass. The others harm something else: ``server`` kills the server that the run started, in the
 middle of collection, and ``server_in_push`` between two parts of the weights; ``disk`` lets the files of a checkpoint
-grow to 100 kB only, ``nan`` makes the gradient of one update NaN, and ``refusal`` has one request refused.
+grow to 100 kB only, ``disk_in_journal`` fails once a rollout was written, ``nan`` makes one update's gradient NaN,
+and ``refusal`` has one request refused.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import signal
@@ -45,6 +47,8 @@ def main() -> int:
         _in_push(int(count), _kill_server)
     elif where == "server":
         _call_after(StepJournal, "append", int(count), _kill_server)
+    elif where == "disk_in_journal":
+        _call_after(StepJournal, "append", int(count), _no_space)
     elif where == "nan":
         _poison_update(int(count))
     elif where == "refusal":
@@ -81,6 +85,10 @@ def _poison_update(count: int) -> None:
         return update(self, shard, *arguments)
 
     TrainEngine.update = poisoned  # type: ignore[method-assign]
+
+
+def _no_space() -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "a journal")
 
 
 def _refuse(count: int) -> None:

@@ -237,8 +237,11 @@ def test_merge_keys_work(minimal):
         ("folder=~nosuchuser/x", "folder: got '~nosuchuser/x'; allowed: a path"),
         ("evaluation.benchmarks=[gsm8k, gsm8k]", "evaluation: benchmarks: got 'gsm8k' twice"),
         ("evaluation.benchmarks=[{name: .., path: x}]", "evaluation.benchmarks.0.name"),
+        ("rollouts.max_staleness=-1", "rollouts.max_staleness"),
+        ("rollouts.max_staleness=17", "rollouts.max_staleness"),
+        ("rollouts.max_staleness=1.5", "rollouts.max_staleness"),
     ],
 )
-def test_names_and_paths(minimal, override, says):
+def test_names_paths_and_ranges(minimal, override, says):
     with pytest.raises(WrongConfig, match=re.escape(says)):
         load_config(minimal, [override])

@@ -65,6 +65,13 @@ class Rollouts(Section):
     prompts_per_step: int = Field(64, ge=1, description="global batch (Table 2)")
     samples_per_prompt: int = Field(4, ge=1, description="rollouts per prompt (Table 2)")
     max_new_tokens: int = Field(7168, ge=1, description="response length (Table 2)")
+    max_staleness: int = Field(
+        0,
+        ge=0,
+        le=16,
+        description="updates that the student which draws may be behind the one that trains; 0: draw, then train (the "
+        "paper's loop), 1 and more: both at a time",
+    )
     request_timeout_s: float = Field(3600, gt=0, description="a straggler is cancelled after this and drawn anew")
     max_attempts: int = Field(5, ge=1, description="of one rollout, before it counts as refused")
     max_refused_share: float = Field(

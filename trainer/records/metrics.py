@@ -24,7 +24,7 @@ Row = dict[str, float]
 
 _NAME = re.compile(r"\w+(/[\w.@+-]+)+", re.ASCII)
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
-_WALL_CLOCK = re.compile(r"time/.*|.*_per_s")
+_WALL_CLOCK = re.compile(r"time/.*|.*_per_s|.*/seconds")
 
 
 class RecordsBroken(TrainerError, ValueError):
@@ -108,7 +108,7 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def curve(rows: Iterable[Mapping[str, float]]) -> list[Row]:
-    """The rows without what the wall clock decides (``time/…`` and ``…_per_s``): equal for two equal runs.
+    """The rows without what the wall clock decides (``time/…``, ``…/seconds``, ``…_per_s``): equal for equal runs.
 
     Compare the results as text (``repr`` or JSON): NaN is not equal to itself.
     """

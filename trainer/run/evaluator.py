@@ -36,6 +36,7 @@ class Evaluator:
         row: Row = {}
         with self._phases("evaluate"), self._processes.together():
             if self._leader is not None:
+                self._leader.beside.finish()
                 for benchmark in self._config.evaluation.benchmarks:
                     score, faults = evaluate_benchmark(self._leader, benchmark, step)
                     name = benchmark.name

@@ -16,6 +16,8 @@ from trainer.data.prompts import Renderer
 from trainer.evaluation.benchmarks import RenderedBenchmark
 from trainer.grading.grader import Grade, Grader, Verdict
 from trainer.rollouts.rollout import Rollout
+from trainer.rollouts.versions import weight_version
+from trainer.run.beside import Beside
 from trainer.run.data_plan import lay_out_prompts
 from trainer.run.servers import OnRollout, Servers
 
@@ -32,6 +34,7 @@ class Leader(contextlib.AbstractContextManager):
 
     Attributes:
         servers: of the run.
+        beside: where they are asked while the training goes on.
         problems, prompts: of the training; the prompts once the servers are reached.
         benchmarks: by name.
 
@@ -64,6 +67,7 @@ class Leader(contextlib.AbstractContextManager):
         with self._stack as stack:
             self._grader = stack.enter_context(Grader(self.config.evaluation.grader_workers))
             servers = stack.enter_context(self.servers)
+            self.beside = stack.enter_context(Beside(servers.cancel))
             if self.problems:
                 self.prompts = lay_out_prompts(
                     self.config, self.problems, self._render, self.benchmarks, servers.ask_limits, self.note
@@ -78,7 +82,7 @@ class Leader(contextlib.AbstractContextManager):
     def weight_version(self, step: int) -> str:
         """Of the student after ``step`` updates. Unlike any that another process gave out: a name alone could be of
         other weights."""
-        return f"{self.config.name}/step-{step}@{self._token}"
+        return weight_version(self.config.name, step, self._token)
 
     def grade(self, rollouts: Sequence[Rollout], golds: Sequence[str | None]) -> list[Grade | None]:
         """Each response against its gold answer; None where there is none."""

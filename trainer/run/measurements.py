@@ -10,6 +10,7 @@ from trainer.grading.grader import Grade, Verdict
 from trainer.records import Row, fields
 from trainer.rollouts.rollout import Rollout
 from trainer.rollouts.teacher_check import teacher_row
+from trainer.rollouts.versions import updates_of
 
 
 def of_rollouts(
@@ -29,6 +30,12 @@ def of_rollouts(
     if drawn:
         row[fields.TOKENS_PER_S] = sum(len(rollout) for rollout in drawn) / seconds
     return row
+
+
+def staleness(step: int, rollouts: Sequence[Rollout]) -> Row:
+    """How many updates the rollouts of step k are behind, by the weight version that each carries."""
+    behind = [step - updates_of(rollout.weight_version) for rollout in rollouts]
+    return {fields.STALENESS: float(np.mean(behind))} if behind else {}
 
 
 def rewards(grades: Sequence[Grade | None]) -> Row:

@@ -23,6 +23,7 @@ from trainer.records import fields
 from trainer.text import duration
 
 PHASES = ("rollout", "train", "push", "evaluate", "checkpoint")
+DRAWING = ("rollout", "evaluate")
 SHOWN = tuple(metric for metric in fields.METRICS.values() if metric.label)
 """What the display and a line have of a step, in this order."""
 
@@ -89,13 +90,15 @@ class TrainingProgress:
             self._state.start_phase(name)
 
     def rollout_progress(self, done: int, total: int, tokens: int) -> None:
-        """How far the current phase (rollout or evaluate) is.
+        """How far the current phase is, if it is one that draws (rollout or evaluate).
 
         Args:
             done, total: finished responses, and how many are wanted.
             tokens: generated since the phase began.
         """
         with self._lock:
+            if self._state.phase not in DRAWING:
+                return
             self._state.counts = (done, total, tokens)
             text = self._state.phase_text()
         if not self._live and not self._quiet and self._clock() - self._last_line >= SIGN_OF_LIFE_S:

@@ -1,4 +1,7 @@
-"""The servers of a run for code that waits: what is asked of them runs on an event loop of its own."""
+"""The servers of a run for code that waits: what is asked of them runs on an event loop of its own.
+
+One thread at a time may ask.
+"""
 
 from __future__ import annotations
 
@@ -60,6 +63,7 @@ class Servers(contextlib.AbstractContextManager):
                 f"environment variable {config.server.admin_key_variable}"
             )
         self._stack = contextlib.ExitStack()
+        self._task: asyncio.Task[Any] | None = None
 
     def __enter__(self) -> Servers:
         config = self._config
@@ -130,8 +134,21 @@ class Servers(contextlib.AbstractContextManager):
         watched.start()
         return [local.address], watched.revive
 
+    def cancel(self) -> None:
+        """End what another thread waits for here, if anything; that thread gets a CancelledError."""
+        task = self._task
+        if task is not None:
+            self._runner.get_loop().call_soon_threadsafe(task.cancel)
+
     def _run(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
-        return self._runner.run(coroutine)
+        async def noted() -> Result:
+            self._task = asyncio.current_task()
+            try:
+                return await coroutine
+            finally:
+                self._task = None
+
+        return self._runner.run(noted())
 
 
 async def _async(make: Callable[[], Result]) -> Result:

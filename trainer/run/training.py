@@ -30,15 +30,14 @@ def train(config: RunConfig, *, quiet: bool = False) -> None:
             return
         with processes.on_leader(partial(Leader, config, pair, run.note, run.rollout_progress)) as leader:
             run.begin(leader)
-            rollout_source = RolloutSource(config, processes, leader, run.phases)
             weight_sync = WeightSync(learner, processes, leader, run.phases)
+            rollout_source = RolloutSource(config, weight_sync, processes, leader, run.phases)
             evaluator = Evaluator(config, weight_sync, processes, leader, run.phases)
 
             if run.pending_row is not None:  # of the untrained student, or of an update whose evaluation was cut short
                 run.record(run.step, run.pending_row, evaluator.evaluate_if_due(run.step))
             for k in range(run.step, config.steps):
-                if not rollout_source.is_journalled(k):
-                    weight_sync.publish(k)  # the servers hold the student after k updates
+                rollout_source.begin(k)  # the student after k updates draws: step k, or up to max_staleness steps ahead
                 # y ~ mu; of trb, the student p tilted towards the teacher q with KL(mu || p) <= epsilon_k (Eq. 1 to 3)
                 rollouts = rollout_source.collect(k)
                 with run.phases("train"), rollout_source.set_aside_if_untrustworthy(k):

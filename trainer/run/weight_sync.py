@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from trainer.learner.learner import Learner
 from trainer.learner.processes import Processes
 from trainer.run.leader import Leader
@@ -22,8 +24,11 @@ class WeightSync:
         self._learner, self._processes, self._leader, self._phases = learner, processes, leader, phases
         self._published: int | None = None
 
-    def publish(self, step: int) -> None:
+    def publish(self, step: int, *, beside: bool = False) -> None:
         """Make the servers hold the student after ``step`` updates, which is the learner's now.
+
+        Args:
+            beside: do so in `Leader.beside`, after what is under way there; else wait for that, and do it now.
 
         Raises:
             ServersGone, Refused, OtherPair, ...: no server takes it, or one says that it is none of this run's.
@@ -35,5 +40,10 @@ class WeightSync:
             with self._processes.together():
                 if self._leader is not None:
                     assert weights is not None
-                    self._leader.servers.publish(weights, self._leader.weight_version(step))
+                    push = partial(self._leader.servers.publish, weights, self._leader.weight_version(step))
+                    if beside:
+                        self._leader.beside.submit(push)
+                    else:
+                        self._leader.beside.finish()
+                        push()
         self._published = step
