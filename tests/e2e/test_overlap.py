@@ -50,6 +50,7 @@ def test_each_step_is_drawn_one_update_ahead(overlapped):
     assert [row["rollout/epsilon"] for row in rows[1:]] == pytest.approx([0.1, 0.1 * 2 / 3, 0.1 / 3, 0.0])
     assert all(row["rollout/mean_kl"] <= row["rollout/epsilon"] * (1 + 1e-4) for row in rows[1:])
     assert all(row["rollout/seconds"] > 0 for row in rows[1:])
+    assert all(row["drift/mean_abs"] < 1e-4 for row in rows[1:]), "against the student that drew, float32 on both sides"
     assert [row["step"] for row in rows if "eval/sums/pass_at_1" in row] == [0, 2, 4]
     assert rows[-1]["rollout/reverse_kl"] < rows[1]["rollout/reverse_kl"]
     check_each_prompt_once(run_of(overlapped))
@@ -72,6 +73,15 @@ def test_killed_and_resumed_the_curve_is_the_same(config, overlapped, where, cou
 def whole(journal: bytes) -> bool:
     """Whether the file ends with a whole record: what a kill cut short is dropped."""
     return journal.rfind(b"TRBJ") < len(journal) - 20
+
+
+@pytest.mark.slow
+def test_drift_is_measured_against_the_student_that_drew_under_zero_3(config):
+    done = train(config, AHEAD, "optimisation.zero_stage=3", "evaluation.every=0")
+    assert done.returncode == 0, done.stderr
+    rows = read_rows(run_of(config) / METRICS_FILE)
+    assert [row["rollout/staleness"] for row in rows] == [0, 1, 1, 1]
+    assert all(row["drift/mean_abs"] < 1e-4 for row in rows)
 
 
 def test_a_failure_ahead_ends_the_run_with_its_reason(config):

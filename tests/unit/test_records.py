@@ -203,7 +203,9 @@ def test_a_metric_is_named_where_it_is_declared_and_nowhere_else():
     home = ROOT / "trainer/records/fields.py"
     others = [path for path in (ROOT / "trainer").rglob("*.py") if path != home]
     spelled = {str(path.relative_to(ROOT)): named_metrics(path.read_text()) for path in others}
-    spelled["trainer/records/metrics.py"].remove(r"time/.*|.*_per_s|.*/seconds")  # what the clock decides, whatever its name
+    spelled["trainer/records/metrics.py"].remove(
+        r"time/.*|.*_per_s|.*/seconds"
+    )  # what the clock decides, whatever its name
     assert {path: names for path, names in spelled.items() if names} == {}
     assert len(named_metrics(home.read_text())) >= len(fields.METRICS)
 

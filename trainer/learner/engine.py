@@ -22,6 +22,7 @@ from trainer import schedules
 from trainer.config.run import Optimisation
 from trainer.learner.batches import MicroBatch
 from trainer.learner.checkpoints import CheckpointBroken
+from trainer.learner.past_weights import PastWeights
 from trainer.learner.processes import Processes
 from trainer.learner.student import Student
 from trainer.losses import Loss, LossInputs, LossOutput, compute_loss
@@ -69,6 +70,7 @@ class TrainEngine:
         loss: what to minimise.
         processes: this one and the others.
         micro_batches: that every process brings to an update.
+        max_staleness: how many updates old the student may be that drew them.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class TrainEngine:
         micro_batches: int,
         *,
         bf16: bool,
+        max_staleness: int = 0,
     ) -> None:
         self._processes, self._loss, self._settings = processes, loss, settings
         self._micro_batches = micro_batches
@@ -98,8 +101,9 @@ class TrainEngine:
             config=_deepspeed_config(settings, micro_batches, bf16),
             dist_init_required=False,
         )
+        self._past = PastWeights(self._engine.module, max_staleness, self._engine.empty_partition_cache)
 
-    def update(self, shard: Sequence[MicroBatch], total_tokens: int, step: int) -> Update:
+    def update(self, shard: Sequence[MicroBatch], total_tokens: int, step: int, drawn_after: int) -> Update:
         """One optimiser step, or none where there is no finite gradient; all processes agree.
 
         Args:
@@ -107,11 +111,15 @@ class TrainEngine:
             total_tokens: response tokens of the global batch, which the weighted loss is a mean over; 0 where no
                 rollout could be had.
             step: k, for losses with a schedule.
+            drawn_after: how many updates the student had that drew the rollouts. Where that is another student than
+                this one, and it is still known, drift is measured against it, in each process's first micro-batch.
         """
         assert len(shard) == self._micro_batches
         learning_rate = self._engine.get_lr()[0]
         if total_tokens == 0:
             return Update(math.nan, math.nan, learning_rate, math.nan, math.nan, {}, applied=False)
+        stale_drift = self._drift_of(shard[0], step, drawn_after)
+        self._past.remember(step)
         totals: dict[str, float] = {}
         drift_max = 0.0
         for micro_batch in shard:
@@ -130,8 +138,7 @@ class TrainEngine:
             loss=means.pop("loss"),
             grad_norm=float(norm if norm is not None else self._engine.get_global_grad_norm()),
             learning_rate=learning_rate,
-            drift_mean=means.pop("drift"),
-            drift_max=self._processes.max(drift_max),
+            **self._drifts(means.pop("drift"), drift_max, stale_drift),
             metrics=means,
             applied=self._engine.was_step_applied(),
         )
@@ -170,6 +177,21 @@ class TrainEngine:
         if path is None:
             raise CheckpointBroken(f"{_cannot_load(folder)}: files are missing")
         torch.set_rng_state(state["torch_random"])
+
+    def _drift_of(self, batch: MicroBatch, step: int, drawn_after: int) -> torch.Tensor | None:
+        """Of one micro-batch, against the student that drew it; None where that is this one, or not known any more."""
+        if drawn_after == step or drawn_after not in self._past:
+            return None
+        with self._past.restored(drawn_after), torch.no_grad():
+            return self._forward(batch.to(self._processes.device), step)[1]
+
+    def _drifts(self, mean: float, largest: float, stale_N: torch.Tensor | None) -> dict[str, float]:
+        """The update's drift: as measured on the way, or against the past student."""
+        if stale_N is None:
+            return {"drift_mean": mean, "drift_max": self._processes.max(largest)}
+        sums = self._processes.sum({"drift": float(stale_N.sum()), "tokens": float(len(stale_N))})
+        largest = self._processes.max(float(stale_N.max()) if len(stale_N) else 0.0)
+        return {"drift_mean": sums["drift"] / max(sums["tokens"], 1.0), "drift_max": largest}
 
     def _forward(self, batch: MicroBatch, step: int) -> tuple[LossOutput, torch.Tensor]:
         ids_NK = [batch.support_ids_NK, batch.token_ids_N[:, None]]

@@ -16,6 +16,7 @@ from trainer.learner.student import Student
 from trainer.learner.update_check import Skips, check_update
 from trainer.records import Row, fields
 from trainer.rollouts.rollout import Rollout
+from trainer.rollouts.versions import updates_of
 
 
 class Learner:
@@ -45,7 +46,15 @@ class Learner:
         )
         sequences = rollouts.prompts_per_step * rollouts.samples_per_prompt
         self._micro_batches = micro_batches_per_process(sequences, processes.world, settings.micro_batch_size)
-        self._engine = TrainEngine(student, settings, config.loss, processes, self._micro_batches, bf16=bf16)
+        self._engine = TrainEngine(
+            student,
+            settings,
+            config.loss,
+            processes,
+            self._micro_batches,
+            bf16=bf16,
+            max_staleness=rollouts.max_staleness,
+        )
         self.skips = Skips()
 
     def update(self, rollouts: Sequence[Rollout], step: int) -> Update:
@@ -59,7 +68,7 @@ class Learner:
             EnginesDisagree, NotFinite: as `update_check.check_update`.
         """
         micro_batches, tokens = self._scatter(rollouts)
-        update = self._engine.update(micro_batches, tokens, step)
+        update = self._engine.update(micro_batches, tokens, step, self._drawn_after(rollouts, step))
         self.skips = check_update(update, self.skips, self._config.optimisation, step, self._note)
         return update
 
@@ -86,6 +95,12 @@ class Learner:
     def load(self, folder: Path) -> None:
         """`TrainEngine.load`: go back to what `save` wrote."""
         self._engine.load(folder)
+
+    def _drawn_after(self, rollouts: Sequence[Rollout], step: int) -> int:
+        """How many updates the student had that drew the rollouts of step k; the fewest, if there were several."""
+        if self._config.rollouts.max_staleness == 0:
+            return step
+        return self._processes.share(min((updates_of(rollout.weight_version) for rollout in rollouts), default=step))
 
     def _scatter(self, rollouts: Sequence[Rollout]) -> tuple[list[MicroBatch], int]:
         """This process's micro-batches, and the response tokens of all."""
