@@ -168,7 +168,7 @@ def our_loop(args: argparse.Namespace, rollouts: Sequence[Rollout]) -> Callable[
 
     def step(k: int) -> float:
         (shard,) = shard_rollouts(weighted, 1, args.micro_batch, micro_batches)
-        return engine.update([collate(part, args.micro_batch) for part in shard], tokens, k, k).loss
+        return engine.update([collate(part, args.micro_batch) for part in shard], tokens, k).loss
 
     return step
 

@@ -56,7 +56,9 @@ def test_each_step_is_drawn_one_update_ahead(overlapped):
     check_each_prompt_once(run_of(overlapped))
 
 
-@pytest.mark.parametrize(("where", "count"), [("update", 1), ("update", 3), ("evaluation", 3)])
+@pytest.mark.parametrize(
+    ("where", "count"), [("update", 1), pytest.param("update", 3, marks=pytest.mark.slow), ("evaluation", 3)]
+)
 def test_killed_and_resumed_the_curve_is_the_same(config, overlapped, where, count):
     """In update 1 step 1 is being drawn; what is missing of it comes from the same student, of no update."""
     killed = train(config, AHEAD, where=where, count=count)

@@ -138,7 +138,7 @@ def worker(rank, world, port, case, queue):
         updates = []
         for step in range(case.updates):
             brought = _poisoned(shard) if step == case.poison and rank == 0 else shard
-            updates.append(engine.update(brought * case.copies, tokens * case.copies, step, step))
+            updates.append(engine.update(brought * case.copies, tokens * case.copies, step))
             if case.resume_folder is not None and step == 0:
                 engine.save(case.resume_folder)
                 for path in case.resume_folder.rglob(case.lose or "nothing"):

@@ -22,7 +22,7 @@ from trainer import schedules
 from trainer.config.run import Optimisation
 from trainer.learner.batches import MicroBatch
 from trainer.learner.checkpoints import CheckpointBroken
-from trainer.learner.past_weights import PastWeights
+from trainer.learner.past_weights import PastWeights, Sample
 from trainer.learner.processes import Processes
 from trainer.learner.student import Student
 from trainer.losses import Loss, LossInputs, LossOutput, compute_loss
@@ -103,7 +103,7 @@ class TrainEngine:
         )
         self._past = PastWeights(self._engine.module, max_staleness, self._engine.empty_partition_cache)
 
-    def update(self, shard: Sequence[MicroBatch], total_tokens: int, step: int, drawn_after: int) -> Update:
+    def update(self, shard: Sequence[MicroBatch], total_tokens: int, step: int, sample: Sample | None = None) -> Update:
         """One optimiser step, or none where there is no finite gradient; all processes agree.
 
         Args:
@@ -111,14 +111,14 @@ class TrainEngine:
             total_tokens: response tokens of the global batch, which the weighted loss is a mean over; 0 where no
                 rollout could be had.
             step: k, for losses with a schedule.
-            drawn_after: how many updates the student had that drew the rollouts. Where that is another student than
-                this one, and it is still known, drift is measured against it, in each process's first micro-batch.
+            sample: of this process's rollouts, where they may be stale. If another student than this one drew them,
+                and is still known, drift is measured against it, in the samples of all processes.
         """
         assert len(shard) == self._micro_batches
         learning_rate = self._engine.get_lr()[0]
         if total_tokens == 0:
             return Update(math.nan, math.nan, learning_rate, math.nan, math.nan, {}, applied=False)
-        stale_drift = self._drift_of(shard[0], step, drawn_after)
+        stale_drift_N = self._stale_drift(sample, step)
         self._past.remember(step)
         totals: dict[str, float] = {}
         drift_max = 0.0
@@ -138,7 +138,7 @@ class TrainEngine:
             loss=means.pop("loss"),
             grad_norm=float(norm if norm is not None else self._engine.get_global_grad_norm()),
             learning_rate=learning_rate,
-            **self._drifts(means.pop("drift"), drift_max, stale_drift),
+            **self._drifts(means.pop("drift"), drift_max, stale_drift_N),
             metrics=means,
             applied=self._engine.was_step_applied(),
         )
@@ -178,12 +178,12 @@ class TrainEngine:
             raise CheckpointBroken(f"{_cannot_load(folder)}: files are missing")
         torch.set_rng_state(state["torch_random"])
 
-    def _drift_of(self, batch: MicroBatch, step: int, drawn_after: int) -> torch.Tensor | None:
-        """Of one micro-batch, against the student that drew it; None where that is this one, or not known any more."""
-        if drawn_after == step or drawn_after not in self._past:
+    def _stale_drift(self, sample: Sample | None, step: int) -> torch.Tensor | None:
+        """Against the student that drew the sample; None where that is this one, or not known any more."""
+        if sample is None or sample.drawn_after == step or sample.drawn_after not in self._past:
             return None
-        with self._past.restored(drawn_after), torch.no_grad():
-            return self._forward(batch.to(self._processes.device), step)[1]
+        with self._past.restored(sample.drawn_after), torch.no_grad():
+            return self._forward(sample.batch.to(self._processes.device), step)[1]
 
     def _drifts(self, mean: float, largest: float, stale_N: torch.Tensor | None) -> dict[str, float]:
         """The update's drift: as measured on the way, or against the past student."""

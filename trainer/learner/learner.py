@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,12 +12,16 @@ from sglang_trb.pair.pair import Pair
 from trainer.config.run import RunConfig
 from trainer.learner.batches import MicroBatch, collate, micro_batches_per_process, shard_rollouts, weighted
 from trainer.learner.engine import TrainEngine, Update
+from trainer.learner.past_weights import Sample
 from trainer.learner.processes import Processes
 from trainer.learner.student import Student
 from trainer.learner.update_check import Skips, check_update
 from trainer.records import Row, fields
 from trainer.rollouts.rollout import Rollout
 from trainer.rollouts.versions import updates_of
+
+SAMPLE = 4
+"""Rollouts of a process in which the drift of stale ones is measured."""
 
 
 class Learner:
@@ -67,8 +72,8 @@ class Learner:
         Raises:
             EnginesDisagree, NotFinite: as `update_check.check_update`.
         """
-        micro_batches, tokens = self._scatter(rollouts)
-        update = self._engine.update(micro_batches, tokens, step, self._drawn_after(rollouts, step))
+        micro_batches, sample, tokens = self._scatter(rollouts)
+        update = self._engine.update(micro_batches, tokens, step, sample)
         self.skips = check_update(update, self.skips, self._config.optimisation, step, self._note)
         return update
 
@@ -96,14 +101,8 @@ class Learner:
         """`TrainEngine.load`: go back to what `save` wrote."""
         self._engine.load(folder)
 
-    def _drawn_after(self, rollouts: Sequence[Rollout], step: int) -> int:
-        """How many updates the student had that drew the rollouts of step k; the fewest, if there were several."""
-        if self._config.rollouts.max_staleness == 0:
-            return step
-        return self._processes.share(min((updates_of(rollout.weight_version) for rollout in rollouts), default=step))
-
-    def _scatter(self, rollouts: Sequence[Rollout]) -> tuple[list[MicroBatch], int]:
-        """This process's micro-batches, and the response tokens of all."""
+    def _scatter(self, rollouts: Sequence[Rollout]) -> tuple[list[MicroBatch], Sample | None, int]:
+        """This process's micro-batches, a sample of them where they may be stale, and the response tokens of all."""
         size, loss = self._config.optimisation.micro_batch_size, self._config.loss
         every = None
         if self._processes.leads:
@@ -112,4 +111,9 @@ class Learner:
             )
         shard = self._processes.scatter(every)
         tokens = self._processes.share(sum(len(rollout) for rollout in rollouts))
-        return [collate(part, size, teacher_support=loss.needs_teacher_support) for part in shard], tokens
+        collated = partial(collate, teacher_support=loss.needs_teacher_support)
+        sample = None
+        if self._config.rollouts.max_staleness > 0 and tokens > 0:
+            drawn_after = self._processes.share(min((updates_of(r.weight_version) for r in rollouts), default=0))
+            sample = Sample(drawn_after, collated(shard[0][:SAMPLE], SAMPLE))
+        return [collated(part, size) for part in shard], sample, tokens

@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator
 
 import torch
+
+from trainer.learner.batches import MicroBatch
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """A few of a process's rollouts, and how many updates the student had that drew them."""
+
+    drawn_after: int
+    batch: MicroBatch
 
 
 class PastWeights:
