@@ -57,6 +57,7 @@ bench: setup ## measure solver, serving and training; results in benchmarks/resu
 	$(PY) benchmarks/payload.py
 	$(PY) benchmarks/training.py
 	$(PY) -m benchmarks.overlap
+	$(PY) -m benchmarks.batching
 
 bench-gpu: PY := python3
 bench-gpu: ## on a GPU machine: the fused step against roofline, torch and FlashInfer; benchmarks/results/kernels-cuda.json

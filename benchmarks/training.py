@@ -28,7 +28,7 @@ import torch
 
 from sglang_trb.blend import StopAlignment
 from sglang_trb.wire.record import SUPPORT_SIZE, Support, TokenStatistics
-from trainer.learner.batches import Weighted, collate, micro_batches_per_process, shard_rollouts
+from trainer.learner.batches import Weighted, collate, shard_rollouts
 from trainer.rollouts.rollout import Rollout, RolloutKey
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -105,7 +105,8 @@ def in_own_process(case: str, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def run_case(args: argparse.Namespace) -> dict[str, Any]:
-    rollouts = make_rollouts(args)
+    rng = np.random.default_rng(1)
+    rollouts = [make_rollout(rng, i, args.vocab, args.prompt, args.response) for i in range(args.rollouts)]
     make = {"plain": plain_loop, "ours": our_loop}[args.case]
     step = make(args, rollouts)
     before = peak_mib(args.device)
@@ -119,9 +120,9 @@ def run_case(args: argparse.Namespace) -> dict[str, Any]:
     return {"tokens_per_s": tokens / seconds, "peak_mib": peak_mib(args.device) - before, "losses": losses}
 
 
-def make_rollouts(args: argparse.Namespace) -> list[Rollout]:
-    rng = np.random.default_rng(1)
-    shape = (args.response, SUPPORT_SIZE)
+def make_rollout(rng: np.random.Generator, number: int, vocab: int, prompt: int, response: int) -> Rollout:
+    """Of random tokens, so many of prompt and response."""
+    shape = (response, SUPPORT_SIZE)
     ranks = np.arange(SUPPORT_SIZE, dtype=np.int32)  # added to sorted ids, makes them different
 
     def log_probs() -> np.ndarray:
@@ -129,22 +130,17 @@ def make_rollouts(args: argparse.Namespace) -> list[Rollout]:
         raw = rng.standard_normal(shape).astype(np.float32)
         return raw - np.log(np.exp(raw).sum(axis=1, keepdims=True)) - np.float32(0.05)
 
-    return [
-        Rollout(
-            key=RolloutKey(0, i, 0),
-            weight_version="run/step-0",
-            finish="length",
-            prompt_ids=rng.integers(0, args.vocab, args.prompt, dtype=np.int32),
-            token_ids_T=rng.integers(0, args.vocab, args.response, dtype=np.int32),
-            tokens=TokenStatistics.of(np.zeros(args.response, np.float32) for _ in TokenStatistics.names()),
-            support=Support(
-                np.sort(rng.integers(0, args.vocab - SUPPORT_SIZE, shape, dtype=np.int32)) + ranks,
-                log_probs(),
-                log_probs(),
-            ),
-        )
-        for i in range(args.rollouts)
-    ]
+    return Rollout(
+        key=RolloutKey(0, number, 0),
+        weight_version="run/step-0",
+        finish="length",
+        prompt_ids=rng.integers(0, vocab, prompt, dtype=np.int32),
+        token_ids_T=rng.integers(0, vocab, response, dtype=np.int32),
+        tokens=TokenStatistics.of(np.zeros(response, np.float32) for _ in TokenStatistics.names()),
+        support=Support(
+            np.sort(rng.integers(0, vocab - SUPPORT_SIZE, shape, dtype=np.int32)) + ranks, log_probs(), log_probs()
+        ),
+    )
 
 
 def our_loop(args: argparse.Namespace, rollouts: Sequence[Rollout]) -> Callable[[int], float]:
@@ -161,14 +157,13 @@ def our_loop(args: argparse.Namespace, rollouts: Sequence[Rollout]) -> Callable[
     )
     pair = Pair(args.model, args.model, args.vocab, StopAlignment((0,), (0,), 0))
     student = Student(args.model, pair, dtype=torch.float32)
-    micro_batches = micro_batches_per_process(len(rollouts), 1, args.micro_batch)
-    engine = TrainEngine(student, settings, ReverseKL(name="reverse_kl"), processes, micro_batches, bf16=False)
+    engine = TrainEngine(student, settings, ReverseKL(name="reverse_kl"), processes, bf16=False)
     weighted = [Weighted(rollout, np.ones(len(rollout), np.float32)) for rollout in rollouts]
     tokens = sum(len(rollout) for rollout in rollouts)
 
     def step(k: int) -> float:
-        (shard,) = shard_rollouts(weighted, 1, args.micro_batch, micro_batches)
-        return engine.update([collate(part, args.micro_batch) for part in shard], tokens, k).loss
+        (shard,) = shard_rollouts(weighted, 1, args.micro_batch)
+        return engine.update([collate(part) for part in shard], tokens, k).loss
 
     return step
 

@@ -301,6 +301,7 @@ def test_two_processes_train_as_one(config, unbroken, launcher, monkeypatch):
     arguments = ["train", "--config", str(config), "optimisation.zero_stage=3", "evaluation.every=0"]
     if launcher == "torchrun":  # with a server of its own
         arguments += ["server.urls=[]", f"server.launch={ROOT / 'server_configs' / 'cpu-tiny.yaml'}"]
+        arguments += ["data.max_prompt_tokens=30", "optimisation.micro_batch_tokens=42"]  # one or two sequences
     done = end_of([sys.executable, *launch, "sglang_trb.cli.main", *arguments])
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("GOMP_SPINCOUNT = '0'") == 2, done.stderr

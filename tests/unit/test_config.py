@@ -74,6 +74,7 @@ def test_the_defaults_are_the_papers(minimal):
         ("rollouts.behaviour={method: student}", lambda c: c.rollouts.behaviour.method == "student"),
         ("rollouts.behaviour.epsilon=0.05", lambda c: c.rollouts.behaviour.epsilon == 0.05),
         ("data.system_prompt=null", lambda c: c.data.system_prompt is None),
+        ("optimisation.micro_batch_tokens=8192", lambda c: c.optimisation.micro_batch_tokens == c.longest_sequence),
         ("loss={name: jsd, mixture: 0.1}", lambda c: c.loss.mixture == 0.1),
     ],
 )
@@ -93,6 +94,8 @@ def test_overrides(minimal, override, read):
         ("optimisation.learning_rate=.nan", "optimisation.learning_rate: got nan"),
         ("rollouts.behaviour={method: trb, epsilon: -1}", "epsilon: got -1"),
         ("rollouts.behaviour={method: magic}", "magic"),
+        ("optimisation.micro_batch_tokens=8191", "micro_batch_tokens: got 8191; allowed: at least 8192, the longest"),
+        ("optimisation.micro_batch_tokens=0", "optimisation.micro_batch_tokens: got 0"),
         ("server.launch=x.yaml", "urls .* or launch"),
         ("name=../up", "name: got '../up'"),
         ("server.launch_options=[--admin-api-key, secret]", "launch_options: got a key, .*admin_key_variable"),

@@ -20,7 +20,7 @@ from sglang_trb.pair.pair import Pair
 from sglang_trb.wire.record import Support, TokenStatistics
 from tests.pairs import TOKENIZER_SIZE, build_pair
 from trainer.config.run import Optimisation
-from trainer.learner.batches import Weighted, collate, micro_batches_per_process, shard_rollouts
+from trainer.learner.batches import Weighted, collate, shard_by_tokens, shard_rollouts
 from trainer.losses.reverse_kl import ReverseKL, reverse_kl
 from trainer.rollouts.rollout import Rollout, RolloutKey
 
@@ -122,21 +122,17 @@ def worker(rank, world, port, case, queue):
 
         processes = Processes()
         settings = Optimisation(zero_stage=case.stage, **SETTINGS)
-        count = micro_batches_per_process(7, world, 2)
 
         def make_engine():
             dtype = torch.bfloat16 if case.bf16 else torch.float32
             student = Student(case.checkpoint, VOCABULARY, dtype=dtype, chunk=5)
-            return TrainEngine(student, settings, ReverseKL(), processes, count * case.copies, bf16=case.bf16)
+            return TrainEngine(student, settings, ReverseKL(), processes, bf16=case.bf16)
 
         engine = make_engine()
-        shard = [
-            collate(part, 2)
-            for part in processes.scatter(shard_rollouts(weighted(), world, 2, count, case.aggregation))
-        ]
         tokens = sum(len(w.rollout) for w in weighted())
         updates = []
         for step in range(case.updates):
+            shard = [collate(part) for part in processes.scatter(case.shards(step))]
             brought = _poisoned(shard) if step == case.poison and rank == 0 else shard
             updates.append(engine.update(brought * case.copies, tokens * case.copies, step))
             if case.resume_folder is not None and step == 0:
@@ -154,8 +150,8 @@ def worker(rank, world, port, case, queue):
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A run; ``lose``: files of the checkpoint to lose; ``copies``: of the rollouts within an update; ``poison``: the
-    step in which one process's gradient is NaN.
+    """A run; ``lose``: files of the checkpoint to lose; ``copies``: of the rollouts within an update; ``tokens``: of a
+    micro-batch in each update, instead of two sequences; ``poison``: the step in which one process's gradient is NaN.
     """
 
     checkpoint: str
@@ -166,8 +162,17 @@ class Case:
     lose: str | None = None
     copies: int = 1
     aggregation: str = "token_mean"
+    tokens: tuple[int, ...] = ()
     updates: int = UPDATES
     poison: int | None = None
+
+    def shards(self, step):
+        """Every process's micro-batches."""
+        by_size = shard_rollouts(weighted(), self.world, 2, self.aggregation)
+        if not self.tokens:
+            return by_size
+        every = [w for shard in by_size for part in shard for w in part]
+        return shard_by_tokens(every, self.world, self.tokens[step])
 
 
 def _poisoned(shard):
@@ -207,15 +212,58 @@ def test_the_update_is_that_of_plain_pytorch(checkpoint, stage, world):
     assert differ.max() < 2.5e-3 and (differ > 2e-5).float().mean() < 1e-3
 
 
-def test_the_mean_of_micro_batches_is_that_of_plain_pytorch(checkpoint):
-    """Two processes: rollouts 0 2, 4 6 and 1 3, 5 are the micro-batches; all 63 tokens are of seven sequences."""
+TOKENS = (19, 30, 1000)
+"""Of a micro-batch, an update each. Seven, six and four of them hold sequences of 7, 10, … 25 tokens."""
+
+
+@pytest.mark.parametrize(("stage", "world"), [(0, 1), (1, 1), (0, 2), (2, 2), (3, 2)])
+def test_the_update_does_not_depend_on_how_tokens_are_grouped(checkpoint, stage, world):
+    """Another number of micro-batches at every step; of eight on two processes one is empty."""
+    want, losses, norms = reference(checkpoint)
+    case = Case(checkpoint, stage, world, tokens=TOKENS)
+    assert [sum(map(len, case.shards(step))) for step in range(3)] == ([7, 6, 4] if world == 1 else [8, 6, 4])
+    results = run(case)
+    for _, updates, _, _ in results:
+        assert [u.loss for u in updates] == pytest.approx(losses, rel=1e-4)
+        assert [u.grad_norm for u in updates] == pytest.approx(norms, rel=1e-3)
+        assert all(update.padding <= 0.1 for update in updates)
+    differ = torch.cat([(torch.from_numpy(results[0][2][name]) - want[name]).abs().flatten() for name in want])
+    assert differ.max() < 2.5e-3 and (differ > 2e-5).float().mean() < 1e-3
+
+
+@pytest.mark.parametrize("tokens", TOKENS)
+def test_gradients_in_float64_do_not_depend_on_how_tokens_are_grouped(checkpoint, tokens):
+    from trainer.learner.student import Student
+
+    student = Student(checkpoint, VOCABULARY, dtype=torch.float64, chunk=5)
+
+    def gradients(parts):
+        student.zero_grad()
+        for part in parts:
+            batch = collate(part)
+            lengths = (batch.prompt_lengths_B, batch.response_lengths_B)
+            log_probs_NK, _ = student(batch.input_ids_BT, *lengths, batch.support_ids_NK)
+            reverse_kl(log_probs_NK, batch.teacher_logprob_NK.double(), "surrogate").sum().backward()
+        return {name: parameter.grad.clone() for name, parameter in student.named_parameters()}
+
+    alone = gradients([[w] for w in weighted()])
+    together = gradients(part for shard in shard_by_tokens(weighted(), 2, tokens) for part in shard)
+    for name, gradient in alone.items():
+        torch.testing.assert_close(together[name], gradient, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("together", [(), TOKENS])
+def test_the_mean_of_micro_batches_is_that_of_plain_pytorch(checkpoint, together):
+    """Two processes: rollouts 0 2, 4 6 and 1 3, 5 are the micro-batches; all 63 tokens are of seven sequences. So they
+    are where other sequences go through a forward together.
+    """
     tokens = [3, 5, 7, 9, 11, 13, 15]
     counts = [0.0] * 7
     for part in ([0, 2], [4, 6], [1, 3], [5]):
         for i in part:
             counts[i] = 63 * len(part) / (7 * sum(tokens[j] for j in part))
     want, losses, norms = reference(checkpoint, counts=counts)
-    for _, updates, weights, _ in run(Case(checkpoint, 2, 2, aggregation="micro_batch_mean")):
+    for _, updates, weights, _ in run(Case(checkpoint, 2, 2, aggregation="micro_batch_mean", tokens=together)):
         assert [u.loss for u in updates] == pytest.approx(losses, rel=1e-4)
         assert [u.grad_norm for u in updates] == pytest.approx(norms, rel=1e-3)
         for name in weights or ():
@@ -242,10 +290,13 @@ def test_bfloat16_gradients_are_summed_in_float32(checkpoint, stage):
     assert often.grad_norm == pytest.approx(once.grad_norm, rel=2e-4)
 
 
-@pytest.mark.parametrize(("stage", "world", "bf16"), [(0, 1, False), (3, 2, False), (1, 2, True)])
-def test_going_on_from_a_checkpoint_is_bit_identical(checkpoint, stage, world, bf16, tmp_path):
-    straight = run(Case(checkpoint, stage, world, bf16))
-    resumed = run(Case(checkpoint, stage, world, bf16, tmp_path))
+@pytest.mark.parametrize(
+    ("stage", "world", "bf16", "tokens"),
+    [(0, 1, False, ()), (3, 2, False, ()), (1, 2, True, ()), (0, 1, False, TOKENS), (3, 2, True, TOKENS)],
+)
+def test_going_on_from_a_checkpoint_is_bit_identical(checkpoint, stage, world, bf16, tokens, tmp_path):
+    straight = run(Case(checkpoint, stage, world, bf16, tokens=tokens))
+    resumed = run(Case(checkpoint, stage, world, bf16, tmp_path, tokens=tokens))
     assert straight[0][1] == resumed[0][1]
     assert all(np.array_equal(straight[0][2][name], resumed[0][2][name]) for name in straight[0][2])
 

@@ -12,7 +12,7 @@ from sglang_trb.cli.main import main
 from tests.pairs import build_pair
 from trainer.cli.train import run
 from trainer.config.file import load_config
-from trainer.run.plan import journal_bytes, training_memory
+from trainer.run.plan import forward_tokens, journal_bytes, training_memory
 
 ROOT = Path(__file__).resolve().parents[2]
 PAPER = ROOT / "examples" / "paper" / "trb-1.7b-8b.yaml"
@@ -52,9 +52,15 @@ def test_dry_run_refuses_a_student_that_could_not_be_pushed(tmp_path, capsys, mo
         assert "it has pytorch_model.bin" in capsys.readouterr().err
 
 
+def test_a_forward_of_a_number_of_tokens():
+    assert forward_tokens(load_config(PAPER)) == 2 * 8192
+    assert forward_tokens(load_config(PAPER, ["optimisation.micro_batch_tokens=9000"])) == 9000
+
+
 def test_dry_run_prints_the_plan_and_the_configuration(capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     assert run(["--config", "examples/micro/trb.yaml", "--dry-run", "steps=8"]) == 0
     printed = capsys.readouterr().out
     assert "8 updates, each of 256 rollouts" in printed and "epsilon 0.09" in printed
+    assert "a forward, with padding at most 70,144\n" in printed, "64 sequences of 1,024 + 72"
     assert "GiB (weights" in printed and "max_grad_norm: 1.0" in printed

@@ -62,7 +62,11 @@ def test_what_decides_about_a_run_stays(folder, field, change):
 
 
 def test_the_rest_may_change(folder):
-    change = {"steps": 3, "server": {"launch": "x.yaml"}, "optimisation": {"micro_batch_size": 1}}
+    change = {
+        "steps": 3,
+        "server": {"launch": "x.yaml"},
+        "optimisation": {"micro_batch_size": 1, "micro_batch_tokens": 8192},
+    }
     check_continues(folder, RunConfig(**VALUES | change))
 
 

@@ -17,7 +17,7 @@ def after(*updates):
     skips, notes = Skips(), []
     for step, (applied, drift) in enumerate(updates):
         norm = 1.0 if applied else math.nan
-        update = Update(norm, norm, 1e-5, drift, drift, {}, applied)
+        update = Update(norm, norm, 1e-5, drift, drift, 0.0, {}, applied)
         skips = check_update(update, skips, SETTINGS, step, notes.append)
     return skips, notes
 

@@ -141,6 +141,11 @@ class Optimisation(Section):
     max_grad_norm: float = Field(1.0, gt=0, description="global norm to clip at")
     zero_stage: Literal[0, 1, 2, 3] = Field(1, description="DeepSpeed ZeRO")
     micro_batch_size: int = Field(4, ge=1, description="sequences of one forward on one process")
+    micro_batch_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="tokens of one forward on one process, padding included; null: micro_batch_size sequences",
+    )
     gradient_checkpointing: bool = Field(False, description="recompute layers in the backward pass to save memory")
     logits_chunk: int = Field(256, ge=1, description="positions whose logits exist at a time")
     max_drift_warn: float = Field(0.02, gt=0, description="mean |log p trainer - log p server|, nats: warn above")
@@ -240,6 +245,16 @@ class RunConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _holds_a_sequence(self) -> Self:
+        tokens = self.optimisation.micro_batch_tokens
+        if tokens is not None and tokens < self.longest_sequence:
+            raise ValueError(
+                f"optimisation.micro_batch_tokens: got {tokens}; allowed: at least {self.longest_sequence}, the longest"
+                " sequence (data.max_prompt_tokens + rollouts.max_new_tokens), or null"
+            )
+        return self
+
     @field_validator("folder")
     @classmethod
     def _is_a_path(cls, folder: str) -> str:
@@ -255,6 +270,11 @@ class RunConfig(Section):
     def run_folder(self) -> Path:
         """The run's own folder."""
         return Path(self.folder).expanduser() / self.name
+
+    @property
+    def longest_sequence(self) -> int:
+        """Tokens that a prompt and its response may have together."""
+        return self.data.max_prompt_tokens + self.rollouts.max_new_tokens
 
     def sampling(self, step: int) -> tuple[BlendParams, float]:
         """The rule of the rollouts of step k, and their temperature; the statistics that the loss needs come along."""

@@ -1,7 +1,7 @@
 """From a step's rollouts to each process's micro-batches.
 
-Every process gets the same number of micro-batches of the same number of sequences, as ZeRO's collectives need; what is
-missing is filled with sequences without a response. Sequences of like length come together, so little is padding.
+Every process gets the same number of micro-batches, as ZeRO's collectives need; where there are too few rollouts, some
+have none. Sequences of like length come together, so little is padding.
 
 Legend: _B sequences of a micro-batch, _T padded length, _N response tokens of its sequences one after the other,
 _K the 16 ids of a support.
@@ -18,8 +18,9 @@ import numpy as np
 import torch
 
 from sglang_trb.wire.record import SUPPORT_SIZE, Support, TokenStatistics
+from trainer.learner.grouping import deal_by_tokens
 from trainer.losses import Aggregation, Loss, RolloutStatistics
-from trainer.rollouts.rollout import Rollout
+from trainer.rollouts.rollout import Rollout, RolloutKey
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +54,11 @@ class MicroBatch:
     teacher_entropy_N: torch.Tensor
     position_weight_N: torch.Tensor
 
+    @property
+    def padding(self) -> int:
+        """How many tokens of ``input_ids_BT`` belong to no sequence."""
+        return self.input_ids_BT.numel() - int(self.prompt_lengths_B.sum() + self.response_lengths_B.sum())
+
     def to(self, device: torch.device) -> MicroBatch:
         """The same on a device."""
         moved: dict[str, Any] = {}
@@ -69,6 +75,11 @@ class Weighted:
     rollout: Rollout
     position_weight_T: np.ndarray
 
+    @property
+    def length(self) -> int:
+        """Tokens of prompt and response."""
+        return len(self.rollout.prompt_ids) + len(self.rollout)
+
 
 def weighted(loss: Loss, rollouts: Sequence[Rollout]) -> list[Weighted]:
     """The rollouts of a global batch, each with what the loss says that its positions count."""
@@ -79,38 +90,39 @@ def weighted(loss: Loss, rollouts: Sequence[Rollout]) -> list[Weighted]:
     return [Weighted(*pair) for pair in zip(rollouts, loss.position_weights(statistics), strict=True)]
 
 
-def micro_batches_per_process(sequences: int, processes: int, micro_batch_size: int) -> int:
-    """How many micro-batches every process makes of a full step."""
-    return math.ceil(math.ceil(sequences / processes) / micro_batch_size)
-
-
 def shard_rollouts(
-    rollouts: Sequence[Weighted],
-    processes: int,
-    micro_batch_size: int,
-    micro_batches: int,
-    aggregation: Aggregation = "token_mean",
+    rollouts: Sequence[Weighted], processes: int, micro_batch_size: int, aggregation: Aggregation = "token_mean"
 ) -> list[list[list[Weighted]]]:
-    """Each process's micro-batches, as lists; a function of the rollouts alone.
+    """Each process's micro-batches of a number of sequences, as lists; a function of the rollouts alone.
 
     Args:
-        rollouts: of the whole step, at most processes * micro_batches * micro_batch_size.
+        rollouts: of the whole step.
         aggregation: of the loss; what `micro_batch_mean` does to it is in the weights.
 
     Returns:
-        [processes][micro_batches][<= micro_batch_size]. Dealt out in turn: the longest sequences first or, for
+        [processes][micro-batches][<= micro_batch_size]. Dealt out in turn: the longest sequences first or, for
         ``micro_batch_mean``, in the order of their keys, so that lengths are mixed in every micro-batch.
     """
-    assert len(rollouts) <= processes * micro_batches * micro_batch_size
-    if aggregation == "micro_batch_mean":
-        order = sorted(rollouts, key=lambda w: w.rollout.key)
-    else:
-        order = sorted(rollouts, key=lambda w: (-len(w.rollout.prompt_ids) - len(w.rollout.token_ids_T), w.rollout.key))
+    order = sorted(rollouts, key=_key) if aggregation == "micro_batch_mean" else _longest_first(rollouts)
+    micro_batches = math.ceil(math.ceil(len(rollouts) / processes) / micro_batch_size)
     shards: list[list[list[Weighted]]] = [[[] for _ in range(micro_batches)] for _ in range(processes)]
     for i, weighted in enumerate(order):
         turn, process = divmod(i, processes)
         shards[process][turn // micro_batch_size].append(weighted)
     return micro_batch_mean(shards) if aggregation == "micro_batch_mean" else shards
+
+
+def shard_by_tokens(
+    rollouts: Sequence[Weighted], processes: int, micro_batch_tokens: int
+) -> list[list[list[Weighted]]]:
+    """The same of a number of tokens, padding included: `grouping.deal_by_tokens`.
+
+    A mean over all tokens is the same however they are dealt, so the weights stay: those of ``micro_batch_mean`` are of
+    `shard_rollouts`.
+    """
+    order = _longest_first(rollouts)
+    dealt = deal_by_tokens([weighted.length for weighted in order], processes, micro_batch_tokens)
+    return [[[order[i] for i in part] for part in shard] for shard in dealt]
 
 
 def micro_batch_mean(shards: Sequence[Sequence[Sequence[Weighted]]]) -> list[list[list[Weighted]]]:
@@ -129,21 +141,21 @@ def micro_batch_mean(shards: Sequence[Sequence[Sequence[Weighted]]]) -> list[lis
     return [[weigh(part) for part in shard] for shard in shards]
 
 
-def collate(part: Sequence[Weighted], micro_batch_size: int, *, teacher_support: bool = False) -> MicroBatch:
-    """One micro-batch as tensors; sequences that are missing become a single token without a response.
+def collate(part: Sequence[Weighted], *, teacher_support: bool = False) -> MicroBatch:
+    """One micro-batch as tensors; without a rollout it is a single token without a response.
 
     Args:
-        part: at most ``micro_batch_size``; none is allowed.
+        part: its sequences.
         teacher_support: whether the loss needs the teacher's top-16; the rollouts must have it then.
     """
     rollouts = [weighted.rollout for weighted in part]
     sequences = [np.concatenate([r.prompt_ids, r.token_ids_T]) for r in rollouts]
-    sequences += [np.zeros(1, np.int32)] * (micro_batch_size - len(sequences))
+    missing = 0 if rollouts else 1
+    sequences += [np.zeros(1, np.int32)] * missing
     longest = max(len(sequence) for sequence in sequences)
     input_ids_BT = np.zeros((len(sequences), longest), np.int64)
     for row, sequence in enumerate(sequences):
         input_ids_BT[row, : len(sequence)] = sequence
-    missing = micro_batch_size - len(rollouts)
     tokens, supports = [_said(r)[0] for r in rollouts], [_said(r)[1] for r in rollouts]
     theirs = [r.teacher_support for r in rollouts if r.teacher_support is not None]
     of_support = (SUPPORT_SIZE,)
@@ -164,6 +176,14 @@ def collate(part: Sequence[Weighted], micro_batch_size: int, *, teacher_support:
         teacher_entropy_N=_joined([t.teacher_entropy for t in tokens], np.float32, ()),
         position_weight_N=_joined([weighted.position_weight_T for weighted in part], np.float32, ()),
     )
+
+
+def _longest_first(rollouts: Sequence[Weighted]) -> list[Weighted]:
+    return sorted(rollouts, key=lambda weighted: (-weighted.length, _key(weighted)))
+
+
+def _key(weighted: Weighted) -> RolloutKey:
+    return weighted.rollout.key
 
 
 def _said(rollout: Rollout) -> tuple[TokenStatistics[np.ndarray], Support[np.ndarray]]:

@@ -39,6 +39,7 @@ class Update:
         grad_norm: before clipping.
         learning_rate: that was used.
         drift_mean, drift_max: |trainer - server| student log-probability of the drawn tokens, nats.
+        padding: share of the forwards' tokens that belong to no sequence.
         metrics: token-means of what the loss reports.
         applied: false: there was no finite gradient, and weights and optimiser are as they were.
     """
@@ -48,6 +49,7 @@ class Update:
     learning_rate: float
     drift_mean: float
     drift_max: float
+    padding: float
     metrics: dict[str, float]
     applied: bool
 
@@ -69,7 +71,6 @@ class TrainEngine:
         settings: the update.
         loss: what to minimise.
         processes: this one and the others.
-        micro_batches: that every process brings to an update.
         max_staleness: how many updates old the student may be that drew them.
     """
 
@@ -79,13 +80,11 @@ class TrainEngine:
         settings: Optimisation,
         loss: Loss,
         processes: Processes,
-        micro_batches: int,
         *,
         bf16: bool,
         max_staleness: int = 0,
     ) -> None:
         self._processes, self._loss, self._settings = processes, loss, settings
-        self._micro_batches = micro_batches
         optimizer = _AdamW(
             student.parameters(),
             lr=settings.learning_rate,
@@ -98,7 +97,7 @@ class TrainEngine:
             model=student,
             optimizer=optimizer,
             lr_scheduler=lambda o: torch.optim.lr_scheduler.LambdaLR(o, factor),
-            config=_deepspeed_config(settings, micro_batches, bf16),
+            config=_deepspeed_config(settings, bf16),
             dist_init_required=False,
         )
         self._past = PastWeights(self._engine.module, max_staleness, self._engine.empty_partition_cache)
@@ -114,31 +113,32 @@ class TrainEngine:
             sample: of this process's rollouts, where they may be stale. If another student than this one drew them,
                 and is still known, drift is measured against it, in the samples of all processes.
         """
-        assert len(shard) == self._micro_batches
         learning_rate = self._engine.get_lr()[0]
         if total_tokens == 0:
-            return Update(math.nan, math.nan, learning_rate, math.nan, math.nan, {}, applied=False)
+            return Update(math.nan, math.nan, learning_rate, math.nan, math.nan, math.nan, {}, applied=False)
         stale_drift_N = self._stale_drift(sample, step)
         self._past.remember(step)
         totals: dict[str, float] = {}
         drift_max = 0.0
-        for micro_batch in shard:
+        for number, micro_batch in enumerate(shard, 1):
+            self._engine.set_gradient_accumulation_boundary(number == len(shard))
             output, drift_N = self._forward(micro_batch.to(self._processes.device), step)
-            # DeepSpeed divides by the micro-batches and averages over the processes: undone here, so that what is
-            # minimised is the sum over all tokens divided by their number.
-            scale = self._micro_batches * self._processes.world / total_tokens
-            self._engine.backward(output.loss_sum * scale)
+            # DeepSpeed averages over the processes: undone here, so that what is minimised is the sum over all tokens
+            # divided by their number.
+            self._engine.backward(output.loss_sum * (self._processes.world / total_tokens))
             sums = {"loss": float(output.loss_sum.detach()), "drift": float(drift_N.sum()), **output.metric_sums}
+            sums |= {"computed": float(micro_batch.input_ids_BT.numel()), "padding": float(micro_batch.padding)}
             totals = {name: totals.get(name, 0.0) + value for name, value in sums.items()}
             drift_max = max(drift_max, float(drift_N.max()) if len(drift_N) else 0.0)
-            norm = self._norm_before_step()
-            self._step(norm)
+        norm = self._norm_before_step()
+        self._step(norm)
         means = {name: value / total_tokens for name, value in self._processes.sum(totals).items()}
         return Update(
             loss=means.pop("loss"),
             grad_norm=float(norm if norm is not None else self._engine.get_global_grad_norm()),
             learning_rate=learning_rate,
             **self._drifts(means.pop("drift"), drift_max, stale_drift_N),
+            padding=means.pop("padding") / means.pop("computed"),
             metrics=means,
             applied=self._engine.was_step_applied(),
         )
@@ -233,8 +233,6 @@ class TrainEngine:
         """DeepSpeed's plain stage 0 reports no norm: take it from the averaged gradients before they are clipped."""
         if self._settings.zero_stage > 0 or self._engine.bfloat16_enabled():
             return None
-        if not self._engine.is_gradient_accumulation_boundary():
-            return None
         return torch.nn.utils.get_total_norm([p.grad for p in self._engine.module.parameters() if p.grad is not None])
 
 
@@ -250,12 +248,11 @@ def _cannot_load(folder: Path) -> str:
     )
 
 
-def _deepspeed_config(settings: Optimisation, micro_batches: int, bf16: bool) -> dict[str, Any]:
+def _deepspeed_config(settings: Optimisation, bf16: bool) -> dict[str, Any]:
     # By default DeepSpeed sums the gradients of a bfloat16 model in bfloat16, over micro-batches and over processes.
     in_float32 = {"data_types": {"grad_accum_dtype": "fp32"}, "communication_data_type": "fp32"}
     return (in_float32 if bf16 else {}) | {
-        "train_micro_batch_size_per_gpu": settings.micro_batch_size,
-        "gradient_accumulation_steps": micro_batches,
+        "train_micro_batch_size_per_gpu": 1,  # its own counts are of no consequence: `update` says when to step
         "gradient_clipping": settings.max_grad_norm,
         "zero_optimization": {"stage": settings.zero_stage},
         "zero_allow_untested_optimizer": True,

@@ -10,7 +10,7 @@ import torch
 
 from sglang_trb.pair.pair import Pair
 from trainer.config.run import RunConfig
-from trainer.learner.batches import MicroBatch, collate, micro_batches_per_process, shard_rollouts, weighted
+from trainer.learner.batches import MicroBatch, Weighted, collate, shard_by_tokens, shard_rollouts, weighted
 from trainer.learner.engine import TrainEngine, Update
 from trainer.learner.past_weights import Sample
 from trainer.learner.processes import Processes
@@ -39,7 +39,7 @@ class Learner:
 
     def __init__(self, config: RunConfig, pair: Pair, processes: Processes, note: Callable[[str], None]) -> None:
         self._config, self._processes, self._note = config, processes, note
-        settings, rollouts = config.optimisation, config.rollouts
+        settings = config.optimisation
         torch.manual_seed(config.seed)
         bf16 = config.models.dtype == "bfloat16"
         student = Student(
@@ -49,16 +49,8 @@ class Learner:
             gradient_checkpointing=settings.gradient_checkpointing,
             chunk=settings.logits_chunk,
         )
-        sequences = rollouts.prompts_per_step * rollouts.samples_per_prompt
-        self._micro_batches = micro_batches_per_process(sequences, processes.world, settings.micro_batch_size)
         self._engine = TrainEngine(
-            student,
-            settings,
-            config.loss,
-            processes,
-            self._micro_batches,
-            bf16=bf16,
-            max_staleness=rollouts.max_staleness,
+            student, settings, config.loss, processes, bf16=bf16, max_staleness=config.rollouts.max_staleness
         )
         self.skips = Skips()
 
@@ -85,6 +77,7 @@ class Learner:
             fields.LEARNING_RATE: update.learning_rate,
             fields.DRIFT_MEAN: update.drift_mean,
             fields.DRIFT_MAX: update.drift_max,
+            fields.PADDING: update.padding,
             fields.SKIPPED_UPDATES: float(self.skips.total),
             **{fields.of_loss(name): value for name, value in update.metrics.items()},
         }
@@ -103,17 +96,20 @@ class Learner:
 
     def _scatter(self, rollouts: Sequence[Rollout]) -> tuple[list[MicroBatch], Sample | None, int]:
         """This process's micro-batches, a sample of them where they may be stale, and the response tokens of all."""
-        size, loss = self._config.optimisation.micro_batch_size, self._config.loss
-        every = None
-        if self._processes.leads:
-            every = shard_rollouts(
-                weighted(loss, rollouts), self._processes.world, size, self._micro_batches, loss.aggregation
-            )
-        shard = self._processes.scatter(every)
+        shard = self._processes.scatter(self._shards(rollouts) if self._processes.leads else None)
         tokens = self._processes.share(sum(len(rollout) for rollout in rollouts))
-        collated = partial(collate, teacher_support=loss.needs_teacher_support)
+        collated = partial(collate, teacher_support=self._config.loss.needs_teacher_support)
         sample = None
         if self._config.rollouts.max_staleness > 0 and tokens > 0:
             drawn_after = self._processes.share(min((updates_of(r.weight_version) for r in rollouts), default=0))
-            sample = Sample(drawn_after, collated(shard[0][:SAMPLE], SAMPLE))
-        return [collated(part, size) for part in shard], sample, tokens
+            sample = Sample(drawn_after, collated(shard[0][:SAMPLE]))
+        return [collated(part) for part in shard], sample, tokens
+
+    def _shards(self, rollouts: Sequence[Rollout]) -> list[list[list[Weighted]]]:
+        """Every process's micro-batches."""
+        settings, loss, world = self._config.optimisation, self._config.loss, self._processes.world
+        shards = shard_rollouts(weighted(loss, rollouts), world, settings.micro_batch_size, loss.aggregation)
+        if settings.micro_batch_tokens is None:
+            return shards
+        every = [weighted for shard in shards for part in shard for weighted in part]
+        return shard_by_tokens(every, world, settings.micro_batch_tokens)

@@ -56,6 +56,7 @@ LOSS = Metric("train/loss", "nats", "what the update minimised, as `loss` and it
 GRAD_NORM = Metric("train/grad_norm", "", "before clipping")
 LEARNING_RATE = Metric("train/lr", "", "learning rate of the update")
 SKIPPED_UPDATES = Metric("train/skipped_updates", "updates", "without a finite gradient, of the run so far")
+PADDING = Metric("train/padding", "0-1", "share of the forwards' tokens that belong to no sequence")
 EPSILON = Metric("rollout/epsilon", "nats", "the budget ε_k per token", "ε, nats", "eps", ".4f")
 TEMPERATURE = Metric("rollout/temperature", "", "of the rollouts")
 MEAN_BETA = Metric("rollout/mean_beta", "0-1", "the teacher's exponent, mean over tokens", "mean β", "beta", ".3f")

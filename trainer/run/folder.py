@@ -29,7 +29,8 @@ _NEW = object()
 MAY_CHANGE = (
     "steps", "folder", "server", "push", "checkpoints", "evaluation", "records",
     "rollouts.request_timeout_s", "rollouts.max_attempts", "rollouts.max_refused_share",
-    "optimisation.micro_batch_size", "optimisation.gradient_checkpointing", "optimisation.logits_chunk",
+    "optimisation.micro_batch_size", "optimisation.micro_batch_tokens",
+    "optimisation.gradient_checkpointing", "optimisation.logits_chunk",
     "optimisation.max_drift_warn", "optimisation.max_drift_stop",
     "optimisation.max_skipped_in_a_row", "optimisation.max_skipped",
 )  # fmt: skip

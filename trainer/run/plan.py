@@ -57,6 +57,12 @@ def training_memory(config: RunConfig, processes: int) -> TrainingMemory:
     )
 
 
+def forward_tokens(config: RunConfig) -> int:
+    """Tokens that a micro-batch has at most, padding included."""
+    settings = config.optimisation
+    return settings.micro_batch_tokens or settings.micro_batch_size * config.longest_sequence
+
+
 def journal_bytes(returned: Return) -> int:
     """Of a generated token and its statistics in the journal; on the wire base64 makes it a third more."""
     supports = returned.includes(Return.SUPPORT) + returned.includes(Return.SUPPORT_BOTH)
@@ -104,3 +110,4 @@ def describe(config: RunConfig, processes: int) -> Iterator[str]:
         f"{memory.total / GIB:.2f} GiB (weights {memory.weights / GIB:.2f}, gradients {memory.gradients / GIB:.2f}, "
         f"optimiser {memory.optimiser / GIB:.2f}, head {memory.head / GIB:.2f})"
     )
+    yield f"activations grow with the tokens of a forward, with padding at most {forward_tokens(config):,}"
