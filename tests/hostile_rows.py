@@ -4,8 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from hypothesis import strategies as st
 
-from tests.blend_rows import Row
+from tests.blend_rows import INF, Row
+
+HUGE = torch.finfo(torch.bfloat16).max
+LOGITS = st.one_of(
+    st.floats(-5.0, 5.0, width=32),
+    st.floats(-9000.0, 9000.0, width=32),
+    st.floats(-HUGE, HUGE, width=32),
+    st.sampled_from([0.0, -INF, 1e-20, 3e38, -3e38, 9000.0, -9000.0]),
+)
 
 
 def hostile_rows(count: int, vocab: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, list[Row]]:
@@ -71,3 +80,22 @@ def _vast(chance, vocab):
 def _shifted(chance, vocab):
     student = _normal(chance, vocab, -2, 1.5)
     return student, student + chance.integers(0, 2, size=vocab) * chance.uniform(0, 50)
+
+
+@st.composite
+def pairs(draw):
+    """Student and teacher logits [1, V] of one dtype, each with something finite; often close to each other."""
+    vocab = draw(st.integers(2, 6))
+    student = draw(st.lists(LOGITS, min_size=vocab, max_size=vocab))
+    kind = draw(st.sampled_from(["own", "near", "same"]))
+    teacher = draw(st.lists(LOGITS, min_size=vocab, max_size=vocab))
+    if kind != "own":
+        size = 10.0 ** draw(st.floats(-20, 2)) if kind == "near" else 0.0
+        teacher = [s + size * max(min(t, 5.0), -5.0) for s, t in zip(student, teacher, strict=True)]
+    dtype = draw(st.sampled_from([torch.float32, torch.bfloat16]))
+    rows = [torch.tensor([row], dtype=torch.float64).clamp(max=HUGE).to(dtype) for row in (student, teacher)]
+    rows = [row.masked_fill(row.abs() == INF, -INF) for row in rows]
+    for row in rows:
+        if row.isneginf().all():
+            row[0, 0] = 0.0
+    return rows

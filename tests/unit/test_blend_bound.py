@@ -14,6 +14,7 @@ from sglang_trb.blend.solver import solve
 from sglang_trb.blend.types import EMPTY_SUPPORT, OK
 from sglang_trb.wire.params import Rule
 from tests.blend_rows import INF, ONE_STOP, TWO_STOPS, Row, controls, expected
+from tests.hostile_rows import pairs
 
 KL_TOLERANCE, BETA_TOLERANCE = 1e-4, 1e-5
 """docs/methods.md: of |ΔKL| / epsilon and |Δbeta| the kinder one counts; the bound itself has no tolerance."""
@@ -22,36 +23,10 @@ ONE_ROUNDING = 1e-18
 """Nats. From this budget on, what the division by the temperature rounds away is within the solver's SLACK; below, the
 oracle takes the rounded quotients."""
 
-HUGE = torch.finfo(torch.bfloat16).max
-LOGITS = st.one_of(
-    st.floats(-5.0, 5.0, width=32),
-    st.floats(-9000.0, 9000.0, width=32),
-    st.floats(-HUGE, HUGE, width=32),
-    st.sampled_from([0.0, -INF, 1e-20, 3e38, -3e38, 9000.0, -9000.0]),
-)
 TEMPERATURES = st.one_of(
     st.just(1.0), st.sampled_from([1e-6, 1e-5, 1e6]), st.floats(-6, 6).map(lambda x: float(np.float32(10**x)))
 )
 EPSILONS = st.one_of(st.floats(-30, 30).map(lambda x: 10.0**x), st.floats(-3, 3).map(lambda x: 10.0**x))
-
-
-@st.composite
-def pairs(draw):
-    """Student and teacher logits [1, V] of one dtype, each with something finite; often close to each other."""
-    vocab = draw(st.integers(2, 6))
-    student = draw(st.lists(LOGITS, min_size=vocab, max_size=vocab))
-    kind = draw(st.sampled_from(["own", "near", "same"]))
-    teacher = draw(st.lists(LOGITS, min_size=vocab, max_size=vocab))
-    if kind != "own":
-        size = 10.0 ** draw(st.floats(-20, 2)) if kind == "near" else 0.0
-        teacher = [s + size * max(min(t, 5.0), -5.0) for s, t in zip(student, teacher, strict=True)]
-    dtype = draw(st.sampled_from([torch.float32, torch.bfloat16]))
-    rows = [torch.tensor([row], dtype=torch.float64).clamp(max=HUGE).to(dtype) for row in (student, teacher)]
-    rows = [row.masked_fill(row.abs() == INF, -INF) for row in rows]
-    for row in rows:
-        if row.isneginf().all():
-            row[0, 0] = 0.0
-    return rows
 
 
 class Exact:

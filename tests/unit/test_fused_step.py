@@ -13,14 +13,14 @@ from hypothesis import given, settings
 
 from sglang_trb import trust_region_blend
 from sglang_trb.blend import blend_step, reference
+from sglang_trb.blend.fused import launch
 from sglang_trb.blend.types import EMPTY_SUPPORT, OK, STUDENT_NOT_FINITE, TEACHER_NOT_FINITE
 from sglang_trb.errors import InvalidParameter
 from sglang_trb.wire.record import SUPPORT_SIZE
 from sglang_trb.wire.rules import Rule
 from tests.blend_rows import INF, ONE_STOP, TWO_STOPS, Row, controls, expected, forbid_some, llm_like
 from tests.device_watch import DEVICE, DeviceWatch
-from tests.hostile_rows import hostile_rows
-from tests.unit.test_blend_bound import pairs
+from tests.hostile_rows import hostile_rows, pairs
 
 NAN = float("nan")
 KL_TOLERANCE, BETA_TOLERANCE = 1e-4, 1e-4
@@ -203,6 +203,18 @@ def test_peaks_far_apart():
         check_row(student_BV[i], teacher_BV[i], row, output, i)
 
 
+@pytest.mark.parametrize("shift", [0.0, 20.0, 60.0, 300.0])
+def test_tiles_whose_peak_is_not_the_rows(monkeypatch, shift):
+    """In a device's tiles, the first of which lies below the others: float32 may not overflow for that."""
+    monkeypatch.setattr(launch, "_INTERPRETED_TILE", 512)
+    student_BV, teacher_BV, rows = hostile_rows(16, 1200, seed=int(shift))
+    student_BV[:, 512:] += shift
+    teacher_BV[:, 512:] += shift
+    output = stepped(student_BV, teacher_BV, rows)
+    for i, row in enumerate(rows):
+        check_row(student_BV[i], teacher_BV[i], row, output, i)
+
+
 @pytest.mark.parametrize("count", [60, pytest.param(5000, marks=[pytest.mark.slow, pytest.mark.timeout(3000)])])
 def test_hostile_rows(count):
     for dtype, vocab, share in ((torch.float32, 8, 0.7), (torch.bfloat16, 40, 0.3)):
@@ -211,7 +223,7 @@ def test_hostile_rows(count):
         output = stepped(student_BV, teacher_BV, rows)
         for i, row in enumerate(rows):
             check_row(student_BV[i], teacher_BV[i], row, output, i)
-        assert output.passes_B.float().mean() < 4
+        assert output.passes_B.float().mean() < 8
 
 
 @settings(max_examples=10, deadline=None)

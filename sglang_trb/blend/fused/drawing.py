@@ -11,8 +11,8 @@ import triton
 import triton.language as tl
 
 from sglang_trb.blend.fused.moments import LIMIT
-from sglang_trb.blend.fused.rows import NEVER, load_tile
-from sglang_trb.blend.fused.search import difference, tilted
+from sglang_trb.blend.fused.rows import NEVER, load_tiles
+from sglang_trb.blend.fused.search import tilted
 
 
 class Policy(NamedTuple):
@@ -47,10 +47,9 @@ def weigh(s, t, family, policy):
     inside = tl.where(policy.mode == 0, can_p, tl.where(policy.mode == 1, can_q, can_p & can_q))
     if policy.mode == 2:
         if family.wide:
-            logs = tilted(s, t, family, policy.beta, policy.log_normaliser).to(tl.float32)
+            logs = tilted(s, t, family, policy.beta, policy.log_normaliser, True).to(tl.float32)
         else:
-            tilt = policy.beta.to(tl.float32) * difference(s, t, family) - policy.log_normaliser.to(tl.float32)
-            logs = (s - family.peak) * family.scale + tilt
+            logs = tilted(s, t, family, policy.beta, policy.log_normaliser, False)
     else:
         logs = tl.where(policy.mode == 1, t - policy.peak_q, s - family.peak) * family.scale
     return tl.where(inside, logs, NEVER)
@@ -58,7 +57,7 @@ def weigh(s, t, family, policy):
 
 @triton.jit
 def draw(
-    student, teacher, stops, size, family, policy, number,
+    pair, family, policy, number,
     TILE: tl.constexpr, FORBIDS: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """The first token whose cumulative weight exceeds ``number`` times the total; int32, -1 if there is none."""
@@ -66,55 +65,51 @@ def draw(
     threshold, before = number * policy.total, tl.zeros((), tl.float64)
     token, last = tl.full((), -1, tl.int32), tl.full((), -1, tl.int32)
     start = tl.zeros((), tl.int32)
-    while (start < size) & (token < 0):
-        s = load_tile(student, stops, start, size, TILE, FORBIDS, MASKED)
-        t = load_tile(teacher, stops, start, size, TILE, FORBIDS, MASKED)
+    while (start < pair.size) & (token < 0):
+        s, t = load_tiles(pair, start, TILE, FORBIDS, MASKED)
         weights = tl.exp(weigh(s, t, family, policy)).to(tl.float64)
         mass = tl.sum(weights)
         if mass > 0.0:
             last = tl.max(tl.where(weights > 0.0, start + columns, -1))
         if before + mass > threshold:
             exceeds = (tl.cumsum(weights, 0) + before > threshold) & (weights > 0.0)
-            first = tl.min(tl.where(exceeds, start + columns, size))
-            token = tl.where(first < size, first, last)
+            first = tl.min(tl.where(exceeds, start + columns, pair.size))
+            token = tl.where(first < pair.size, first, last)
         before += mass
         start += TILE
     return tl.where(token < 0, last, token)  # the total is right to 1e-6 only
 
 
 @triton.jit
-def likeliest(
-    student, teacher, stops, size, family, policy, TILE: tl.constexpr, FORBIDS: tl.constexpr, MASKED: tl.constexpr
-):
+def likeliest(pair, family, policy, TILE: tl.constexpr, FORBIDS: tl.constexpr, MASKED: tl.constexpr):
     """The token of the largest weight, the lowest id of several; int32. In float64: near ties are not made equal."""
     columns = tl.arange(0, TILE)
     best, token = tl.full((), NEVER, tl.float64), tl.full((), -1, tl.int32)
-    for start in range(0, size, TILE):
-        s = load_tile(student, stops, start, size, TILE, FORBIDS, MASKED)
-        t = load_tile(teacher, stops, start, size, TILE, FORBIDS, MASKED)
+    for start in range(0, pair.size, TILE):
+        s, t = load_tiles(pair, start, TILE, FORBIDS, MASKED)
         inside = weigh(s, t, family, policy) > NEVER
         logs = tl.where(inside, s, 0.0).to(tl.float64)
         if policy.mode == 1:
             logs = tl.where(inside, t, 0.0).to(tl.float64)
         if policy.mode == 2:
-            logs = tilted(logs.to(tl.float32), tl.where(inside, t, 0.0), family, policy.beta, policy.log_normaliser)
+            finite_t = tl.where(inside, t, 0.0)
+            logs = tilted(tl.where(inside, s, 0.0), finite_t, family, policy.beta, policy.log_normaliser, True)
         logs = tl.where(inside, logs, NEVER)
         top = tl.max(logs)
         if top > best:
-            token = tl.min(tl.where(logs == top, start + columns, size))
+            token = tl.min(tl.where(logs == top, start + columns, pair.size))
             best = top
     return token
 
 
 @triton.jit
 def store_policy(
-    student, teacher, stops, size, family, policy, width, target,
+    pair, family, policy, width, target,
     TILE: tl.constexpr, FORBIDS: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """Write log mu to ``target``, float32 [width], -inf off the support."""
     log_total = tl.log(policy.total).to(tl.float32)
     for start in range(0, width, TILE):
-        s = load_tile(student, stops, start, size, TILE, FORBIDS, MASKED)
-        t = load_tile(teacher, stops, start, size, TILE, FORBIDS, MASKED)
+        s, t = load_tiles(pair, start, TILE, FORBIDS, MASKED)
         columns = start + tl.arange(0, TILE)
         tl.store(target + columns, weigh(s, t, family, policy) - log_total, mask=columns < width)

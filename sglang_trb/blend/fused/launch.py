@@ -83,7 +83,7 @@ def measure(
 def draw(
     student_BV: torch.Tensor,
     teacher_BV: torch.Tensor,
-    law_BV: torch.Tensor,
+    adjusted_BV: torch.Tensor,
     forbidden_BV: torch.Tensor | None,
     raw_BM: torch.Tensor,
     measured_BM: torch.Tensor,
@@ -106,8 +106,8 @@ def draw(
     """Draw the token of each row; see `step_kernel.draw_rows`.
 
     Args:
-        law_BV: the student's logits as they are blended; ``raw_BM``, ``measured_BM``: what `measure` says of the logits
-            as they are, and as they are blended.
+        adjusted_BV: the student's logits as they are blended.
+        raw_BM, measured_BM: what `measure` says of the logits as they are, and as they are blended.
         rule_B, greedy_B: int8; ``epsilon_B``: float64; ``temperature_B``: float32; ``seed_B``, ``position_B``: int64.
         masked: how many ids alignment masks, -1 where it changes nothing.
         token_ids_B, error_B, record_BC, passes_B: int64, int8, float32, int32; written, as ``log_mu_BV``, float32, is
@@ -115,11 +115,11 @@ def draw(
     """
     forbidden, log_mu = _or(forbidden_BV, student_BV), _or(log_mu_BV, record_BC)
     draw_rows[(student_BV.shape[0],)](
-        student_BV, teacher_BV, law_BV, forbidden, student_BV.stride(0), teacher_BV.stride(0), law_BV.stride(0),
-        forbidden.stride(0), raw_BM, measured_BM, rule_B, epsilon_B, temperature_B, greedy_B, seed_B, position_B,
-        masked_ids, *stops, size, token_ids_B, error_B, record_BC, log_mu, passes_B, log_mu.shape[1],
-        TILE=tile_of(size), COLUMNS=record_BC.shape[1], MASKED=masked, FORBIDS=forbidden_BV is not None,
-        STORE=log_mu_BV is not None, num_warps=WARPS,
+        student_BV, teacher_BV, adjusted_BV, forbidden, student_BV.stride(0), teacher_BV.stride(0),
+        adjusted_BV.stride(0), forbidden.stride(0), raw_BM, measured_BM, rule_B, epsilon_B, temperature_B, greedy_B,
+        seed_B, position_B, masked_ids, *stops, size, token_ids_B, error_B, record_BC, log_mu, passes_B,
+        log_mu.shape[1], TILE=tile_of(size), COLUMNS=record_BC.shape[1], MASKED=masked,
+        FORBIDS=forbidden_BV is not None, STORE=log_mu_BV is not None, num_warps=WARPS,
     )  # fmt: skip
 
 

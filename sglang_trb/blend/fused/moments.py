@@ -11,10 +11,24 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from sglang_trb.blend.fused.rows import GROUP, LOWEST, NEVER, Row, Stops, load_tile, lost_mass, row_of, row_peak
+from sglang_trb.blend.fused.rows import (
+    GROUP,
+    LOWEST,
+    Pair,
+    Row,
+    Stops,
+    load_tiles,
+    lost_mass,
+    row_of,
+    row_peak,
+)
 
 LIMIT: tl.constexpr = tl.constexpr(1e9)
 """As `sglang_trb.blend.distribution.LIMIT`: nats below the largest logit from which on a token counts as forbidden."""
+
+FAR: tl.constexpr = tl.constexpr(1e10)
+"""A sum of e from which on the peak is too low: e^(23 + 64), 64 nats being what float32 may span in `search`, is still
+less than the largest float32."""
 
 MEASURES: tl.constexpr = tl.constexpr(24)
 """Numbers kept of a pair of rows; float64."""
@@ -65,10 +79,14 @@ def measure_rows(
     masked = own_q + OWN_Q
     lost_p = masked + max(MASKED, 0)
     forbidden = forbidden_ptr + row * forbidden_stride
-    student = row_of(student_ptr + row * student_stride, forbidden, ids_ptr, inverse, OWN_P, FORBIDS)
-    teacher = row_of(teacher_ptr + row * teacher_stride, forbidden, own_q, inverse, OWN_Q, FORBIDS)
+    pair = Pair(
+        row_of(student_ptr + row * student_stride, forbidden, ids_ptr, inverse, OWN_P, FORBIDS),
+        row_of(teacher_ptr + row * teacher_stride, forbidden, own_q, inverse, OWN_Q, FORBIDS),
+        Stops(masked, canonical, lowest, highest),
+        size,
+    )
     found = _measured(
-        student, teacher, Stops(masked, canonical, lowest, highest), size, inverse.to(tl.float32),
+        pair, inverse.to(tl.float32),
         maxima_p_ptr + row * GROUPS, maxima_q_ptr + row * GROUPS, TILE, FORBIDS, MASKED, KEEP_P, KEEP_Q,
     )  # fmt: skip
     measured = measured_ptr + row * MEASURES
@@ -80,10 +98,10 @@ def measure_rows(
     tl.store(measured + 14, found.low)
     tl.store(measured + 15, found.high)
     tl.store(measured + 16, found.outside)
-    tl.store(measured + 17, student.stop.to(tl.float64))
-    tl.store(measured + 18, teacher.stop.to(tl.float64))
-    tl.store(measured + 19, lost_mass(student, lost_p, found.peak_p, found.p.all, LOST_P))
-    tl.store(measured + 20, lost_mass(teacher, lost_p + LOST_P, found.peak_q, found.q.all, LOST_Q))
+    tl.store(measured + 17, pair.p.stop.to(tl.float64))
+    tl.store(measured + 18, pair.q.stop.to(tl.float64))
+    tl.store(measured + 19, lost_mass(pair.p, lost_p, found.peak_p, found.p.all, LOST_P))
+    tl.store(measured + 20, lost_mass(pair.q, lost_p + LOST_P, found.peak_q, found.q.all, LOST_Q))
 
 
 @triton.jit
@@ -116,49 +134,49 @@ def load_lost(measured):
 
 @triton.jit
 def _measured(
-    student, teacher, stops, size, scale, maxima_p, maxima_q,
+    pair, scale, maxima_p, maxima_q,
     TILE: tl.constexpr, FORBIDS: tl.constexpr, MASKED: tl.constexpr, KEEP_P: tl.constexpr, KEEP_Q: tl.constexpr,
 ):  # fmt: skip
     """One pass at the inverse temperature ``scale``; a second one where the first tile's peak was too low to refer to.
 
-    After a pass that does not come out finite the peaks are exact, and +inf tells of a NaN or a +inf.
+    Too low is a peak above which a tile of the search could overflow, or the sums did. After a second pass the peaks
+    are exact, and +inf tells of a NaN or a +inf.
     """
-    peak_p = tl.maximum(tl.max(load_tile(student, stops, 0, size, TILE, FORBIDS, MASKED)), LOWEST)
-    peak_q = tl.maximum(tl.max(load_tile(teacher, stops, 0, size, TILE, FORBIDS, MASKED)), LOWEST)
+    s, t = load_tiles(pair, 0, TILE, FORBIDS, MASKED)
+    peak_p, peak_q = tl.maximum(tl.max(s), LOWEST), tl.maximum(tl.max(t), LOWEST)
     none = tl.zeros((), tl.float64)
     nothing = Sums(none, none, none, none, none, none)
     found = Measured(nothing, nothing, peak_p, peak_q, none, none, none)
     passes = tl.zeros((), tl.int32)
     while passes < 2:
         found = _sums(
-            student, teacher, stops, size, scale, found.peak_p, found.peak_q, maxima_p, maxima_q,
+            pair, scale, found.peak_p, found.peak_q, maxima_p, maxima_q,
             TILE, FORBIDS, MASKED, KEEP_P, KEEP_Q,
         )  # fmt: skip
         passes += 1
         p, q = found.p, found.q
         check = p.all + q.all + p.log + q.log + p.second + q.second + tl.abs(p.third) + tl.abs(q.third) + found.outside
-        if check - check == 0.0:
+        if (check - check == 0.0) & (tl.maximum(p.all, q.all) < FAR):
             passes += 1
         else:
             if passes < 2:
-                peak_p = tl.maximum(row_peak(student, stops, size, TILE, FORBIDS, MASKED), LOWEST)
-                peak_q = tl.maximum(row_peak(teacher, stops, size, TILE, FORBIDS, MASKED), LOWEST)
+                peak_p = tl.maximum(row_peak(pair.p, pair.stops, pair.size, TILE, FORBIDS, MASKED), LOWEST)
+                peak_q = tl.maximum(row_peak(pair.q, pair.stops, pair.size, TILE, FORBIDS, MASKED), LOWEST)
                 found = Measured(p, q, peak_p, peak_q, found.low, found.high, found.outside)
     return found
 
 
 @triton.jit
 def _sums(
-    student, teacher, stops, size, scale, peak_p, peak_q, maxima_p, maxima_q,
+    pair, scale, peak_p, peak_q, maxima_p, maxima_q,
     TILE: tl.constexpr, FORBIDS: tl.constexpr, MASKED: tl.constexpr, KEEP_P: tl.constexpr, KEEP_Q: tl.constexpr,
 ):  # fmt: skip
     zero = tl.zeros((TILE,), tl.float32)
     p_all, p_log, p_in, p_1, p_2, p_3 = zero, zero, zero, zero, zero, zero
     q_all, q_log, q_in, q_1, q_2, q_3 = zero, zero, zero, zero, zero, zero
     low, high, outside = zero, zero, zero
-    for start in range(0, size, TILE):
-        s = load_tile(student, stops, start, size, TILE, FORBIDS, MASKED)
-        t = load_tile(teacher, stops, start, size, TILE, FORBIDS, MASKED)
+    for start in range(0, pair.size, TILE):
+        s, t = load_tiles(pair, start, TILE, FORBIDS, MASKED)
         if KEEP_P:
             _keep_maxima(maxima_p, s, start, TILE)
         if KEEP_Q:
@@ -203,18 +221,15 @@ def _keep_maxima(maxima, tile, start, TILE: tl.constexpr):
 
 @triton.jit
 def exact_masses(
-    student, teacher, stops, size, inverse, peak_p, peak_q,
-    TILE: tl.constexpr, FORBIDS: tl.constexpr, MASKED: tl.constexpr,
+    pair, inverse, peak_p, peak_q, TILE: tl.constexpr, FORBIDS: tl.constexpr, MASKED: tl.constexpr
 ):  # fmt: skip
-    """The sum of e over the student's support, over S, and off S, all in float64."""
+    """The student's e summed over S, and off S, in float64."""
     zero = tl.zeros((TILE,), tl.float64)
     inside, outside = zero, zero
-    for start in range(0, size, TILE):
-        s = load_tile(student, stops, start, size, TILE, FORBIDS, MASKED)
-        t = load_tile(teacher, stops, start, size, TILE, FORBIDS, MASKED)
-        l_p, l_q = (s.to(tl.float64) - peak_p) * inverse, (t.to(tl.float64) - peak_q) * inverse
-        can_p, can_q = l_p > -LIMIT, l_q > -LIMIT
-        e_p = tl.where(can_p, tl.exp(tl.where(can_p, l_p, 0.0)), 0.0)
+    for start in range(0, pair.size, TILE):
+        s, t = load_tiles(pair, start, TILE, FORBIDS, MASKED)
+        _, e_p, _ = _exact_weights(s, peak_p, inverse)
+        _, _, can_q = _exact_weights(t, peak_q, inverse)
         inside += tl.where(can_q, e_p, 0.0)
         outside += tl.where(can_q, 0.0, e_p)
     return tl.sum(inside), tl.sum(outside)
@@ -222,23 +237,28 @@ def exact_masses(
 
 @triton.jit
 def exact_teacher_kl(
-    student, teacher, stops, size, inverse, peak_p, peak_q,
-    TILE: tl.constexpr, FORBIDS: tl.constexpr, MASKED: tl.constexpr,
+    pair, inverse, peak_p, peak_q, TILE: tl.constexpr, FORBIDS: tl.constexpr, MASKED: tl.constexpr
 ):  # fmt: skip
-    """KL(q || p) in nats, +inf where the teacher can draw what the student cannot; all in float64."""
+    """KL(q || p) in nats, +inf where the teacher can draw what the student cannot; in float64."""
     zero = tl.zeros((TILE,), tl.float64)
-    z_p, z_q, first = zero, zero, zero
-    beyond = tl.full((TILE,), NEVER, tl.float64)
-    for start in range(0, size, TILE):
-        s = load_tile(student, stops, start, size, TILE, FORBIDS, MASKED)
-        t = load_tile(teacher, stops, start, size, TILE, FORBIDS, MASKED)
-        l_p, l_q = (s.to(tl.float64) - peak_p) * inverse, (t.to(tl.float64) - peak_q) * inverse
-        can_p, can_q = l_p > -LIMIT, l_q > -LIMIT
-        e_q = tl.where(can_q, tl.exp(tl.where(can_q, l_q, 0.0)), 0.0)
-        z_p += tl.where(can_p, tl.exp(tl.where(can_p, l_p, 0.0)), 0.0)
-        z_q += e_q
-        first += tl.where(can_p & can_q, e_q * (tl.where(can_q, l_q, 0.0) - tl.where(can_p, l_p, 0.0)), 0.0)
-        beyond = tl.maximum(beyond, tl.where(can_q & (can_p == 0), l_q, NEVER))
-    total = tl.maximum(tl.sum(z_q), 1e-300)
-    kl = tl.sum(first) / total - tl.log(total) + tl.log(tl.maximum(tl.sum(z_p), 1e-300))
-    return tl.where(tl.max(beyond) > -690.0, float("inf"), tl.maximum(kl, 0.0))
+    total_p, total_q, first, beyond = zero, zero, zero, zero
+    for start in range(0, pair.size, TILE):
+        s, t = load_tiles(pair, start, TILE, FORBIDS, MASKED)
+        l_p, e_p, can_p = _exact_weights(s, peak_p, inverse)
+        l_q, e_q, _ = _exact_weights(t, peak_q, inverse)
+        total_p += e_p
+        total_q += e_q
+        first += tl.where(can_p, e_q * (l_q - l_p), 0.0)
+        beyond += tl.where(can_p, 0.0, e_q)
+    z_p, z_q = tl.maximum(tl.sum(total_p), 1e-300), tl.maximum(tl.sum(total_q), 1e-300)
+    kl = tl.maximum(tl.sum(first) / z_q - tl.log(z_q) + tl.log(z_p), 0.0)
+    return tl.where(tl.sum(beyond) > 1e-300, float("inf"), kl)
+
+
+@triton.jit
+def _exact_weights(logits, peak, inverse):
+    """l, e and whether the token can be drawn; l and e are 0 where it cannot."""
+    log = (logits.to(tl.float64) - peak) * inverse
+    can = log > -LIMIT
+    log = tl.where(can, log, 0.0)
+    return log, tl.where(can, tl.exp(log), 0.0), can

@@ -34,6 +34,22 @@ class Row(NamedTuple):
     stop: tl.tensor
 
 
+class Pair(NamedTuple):
+    """Both models' rows at one prefix; ids from ``size`` on are padding."""
+
+    p: Row
+    q: Row
+    stops: Stops
+    size: tl.tensor
+
+
+@triton.jit
+def load_tiles(pair, start, TILE: tl.constexpr, FORBIDS: tl.constexpr, MASKED: tl.constexpr):
+    """The student's and the teacher's tile from column ``start`` on."""
+    s = load_tile(pair.p, pair.stops, start, pair.size, TILE, FORBIDS, MASKED)
+    return s, load_tile(pair.q, pair.stops, start, pair.size, TILE, FORBIDS, MASKED)
+
+
 @triton.jit
 def load_tile(row, stops, start, size, TILE: tl.constexpr, FORBIDS: tl.constexpr, MASKED: tl.constexpr):
     """The tile from column ``start`` on; -inf from column ``size`` on.

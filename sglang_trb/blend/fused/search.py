@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 
 from sglang_trb.blend.fused.moments import LIMIT
-from sglang_trb.blend.fused.rows import NEVER, load_tile
+from sglang_trb.blend.fused.rows import NEVER, load_tiles
 
 NARROW: tl.constexpr = tl.constexpr(64.0)
 FINE: tl.constexpr = tl.constexpr(1e-5)
@@ -33,7 +33,7 @@ MARGIN: tl.constexpr = tl.constexpr(7e-5)
 ULP: tl.constexpr = tl.constexpr(1.2e-7)
 """A bracket this narrow, relative, holds no further beta. They are float32: the one reported is the one drawn by."""
 
-TRIPS: tl.constexpr = tl.constexpr(40)
+MOST_PASSES: tl.constexpr = tl.constexpr(80)
 
 
 class Family(NamedTuple):
@@ -79,30 +79,39 @@ def inside_both(s, t, family, peak_q):
 
 
 @triton.jit
-def tilted(s, t, family, beta, log_normaliser):
-    """(s - peak) / T + beta d - A of tokens inside S, float64."""
-    l_p = (s.to(tl.float64) - family.peak) * family.inverse
-    return l_p + (beta * exact_difference(s, t, family) - log_normaliser)
+def below_peak(s, family, EXACT: tl.constexpr):
+    """(s - peak) / T, float64 if EXACT, else float32."""
+    if EXACT:
+        return (s.to(tl.float64) - family.peak) * family.inverse
+    else:
+        return (s - family.peak) * family.scale
 
 
 @triton.jit
-def exact_difference(s, t, family):
-    """d in float64."""
-    return (t.to(tl.float64) - s.to(tl.float64) - family.centre - family.centre_rest) * family.inverse
+def difference(s, t, family, EXACT: tl.constexpr):
+    """d, to the last digit in float32 too: there the rounding of t - s is kept (Knuth's two-sum)."""
+    if EXACT:
+        return (t.to(tl.float64) - s.to(tl.float64) - family.centre - family.centre_rest) * family.inverse
+    else:
+        high = t - s
+        back = high - t
+        low = (t - (high - back)) - (s + back)
+        return ((high - family.centre) + (low - family.centre_rest)) * family.scale
 
 
 @triton.jit
-def difference(s, t, family):
-    """d in float32, to its last digit: the rounding of t - s is kept (Knuth's two-sum)."""
-    high = t - s
-    back = high - t
-    low = (t - (high - back)) - (s + back)
-    return ((high - family.centre) + (low - family.centre_rest)) * family.scale
+def tilted(s, t, family, beta, log_normaliser, EXACT: tl.constexpr):
+    """(s - peak) / T + beta d - A of tokens inside S."""
+    if EXACT:
+        return below_peak(s, family, True) + (beta * difference(s, t, family, True) - log_normaliser)
+    else:
+        tilt = beta.to(tl.float32) * difference(s, t, family, False) - log_normaliser.to(tl.float32)
+        return below_peak(s, family, False) + tilt
 
 
 @triton.jit
 def search(
-    student, teacher, stops, size, family, peak_q, budget, low, at_one, one_is_open, done,
+    pair, family, peak_q, budget, low, at_one, one_is_open, done,
     TILE: tl.constexpr, FORBIDS: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """The largest feasible beta visited, 0 if there is none, and the number of passes.
@@ -115,15 +124,16 @@ def search(
     closest = tl.full((), HUGE, tl.float64)
     stalled, met = done & False, done & False
     passes = tl.zeros((), tl.int32)
-    while (done == 0) & (passes < TRIPS):
+    while (done == 0) & (passes < MOST_PASSES):
         beta, fallback = _candidate(low, high, log_aim, stalled, met)
         beta = tl.where(one_is_open, 1.0, beta).to(tl.float32).to(tl.float64)
         predicted = tl.where(one_is_open, at_one.log_normaliser, _predicted(low, high, beta, log_aim))
         if family.wide:
-            point = _exact_point(student, teacher, stops, size, family, peak_q, beta, TILE // 4, FORBIDS, MASKED)
-            passes += 1
+            exact = _log_normaliser(pair, family, peak_q, beta, TILE // 4, FORBIDS, MASKED)
+            point, _ = _pass(pair, family, peak_q, beta, exact, TILE // 4, FORBIDS, MASKED, True)
+            passes += 2
         else:
-            point, taken = _point(student, teacher, stops, size, family, peak_q, beta, predicted, TILE, FORBIDS, MASKED)
+            point, taken = _point(pair, family, peak_q, beta, predicted, TILE, FORBIDS, MASKED)
             passes += taken
         fits = point.divergence <= budget * (1.0 - KEEP)
         distance = tl.abs(tl.log(tl.maximum(point.divergence, TINY)) - log_aim)
@@ -189,7 +199,7 @@ def _predicted(low, high, beta, log_aim):
 
 @triton.jit
 def _point(
-    student, teacher, stops, size, family, peak_q, beta, predicted,
+    pair, family, peak_q, beta, predicted,
     TILE: tl.constexpr, FORBIDS: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """The point at ``beta`` by a float32 pass, and by a second one from the A that it found where it was coarse."""
@@ -197,86 +207,60 @@ def _point(
     point = Point(beta, zero, predicted, zero, zero, zero)
     taken, coarse = tl.zeros((), tl.int32), tl.full((), 1, tl.int32)
     while (coarse != 0) & (taken < 2):
-        point, error = _pass(
-            student, teacher, stops, size, family, peak_q, beta, point.log_normaliser, TILE, FORBIDS, MASKED
-        )
+        point, error = _pass(pair, family, peak_q, beta, point.log_normaliser, TILE, FORBIDS, MASKED, False)
         taken += 1
         coarse = ((error > 2e-5 * point.divergence) & (point.divergence < HUGE)).to(tl.int32)
     return point, taken
 
 
 @triton.jit
-def _pass(
-    student, teacher, stops, size, family, peak_q, beta, predicted,
-    TILE: tl.constexpr, FORBIDS: tl.constexpr, MASKED: tl.constexpr,
+def _log_normaliser(
+    pair, family, peak_q, beta, TILE: tl.constexpr, FORBIDS: tl.constexpr, MASKED: tl.constexpr
 ):  # fmt: skip
-    zero = tl.zeros((TILE,), tl.float32)
-    total, divergence, first, second, third = zero, zero, zero, zero, zero
-    b, a = beta.to(tl.float32), predicted.to(tl.float32)
-    for start in range(0, size, TILE):
-        s = load_tile(student, stops, start, size, TILE, FORBIDS, MASKED)
-        t = load_tile(teacher, stops, start, size, TILE, FORBIDS, MASKED)
-        inside = inside_both(s, t, family, peak_q)
-        l_p = tl.where(inside, (s - family.peak) * family.scale, -200.0)
-        d = tl.where(inside, difference(s, t, family), 0.0)
-        p, y = tl.exp(l_p), b * d - a
-        w = tl.where(inside, tl.exp(l_p + y), 0.0)
-        series = 0.125 + y * (0.033333333 + y * (0.0069444444 + y * 0.0011904762))
-        series = y * y * (0.5 + y * (0.33333333 + y * series))
-        h = tl.where(tl.abs(y) < 0.25, p * series, y * w - (w - p))
-        divergence += tl.where(inside, h, 0.0)
-        total += w
-        w = w * d
-        first += w
-        w = w * d
-        second += w
-        third += w * d
-    sums = tl.sum(total.to(tl.float64))
-    return _assembled(
-        beta, a.to(tl.float64), family.mass, sums, tl.sum(divergence.to(tl.float64)),
-        tl.sum(first.to(tl.float64)), tl.sum(second.to(tl.float64)), tl.sum(third.to(tl.float64)),
-    )  # fmt: skip
-
-
-@triton.jit
-def _exact_point(
-    student, teacher, stops, size, family, peak_q, beta,
-    TILE: tl.constexpr, FORBIDS: tl.constexpr, MASKED: tl.constexpr,
-):  # fmt: skip
-    """The point at ``beta`` in float64: a pass for A, and one with it."""
-    zero = tl.zeros((TILE,), tl.float64)
-    top, total = tl.full((TILE,), -1e300, tl.float64), zero
-    for start in range(0, size, TILE):
-        s = load_tile(student, stops, start, size, TILE, FORBIDS, MASKED)
-        t = load_tile(teacher, stops, start, size, TILE, FORBIDS, MASKED)
-        x = tl.where(inside_both(s, t, family, peak_q), tilted(s, t, family, beta, 0.0), NEVER)
+    """A(beta) by a pass in float64; each lane keeps a maximum of its own."""
+    top, total = tl.full((TILE,), -1e300, tl.float64), tl.zeros((TILE,), tl.float64)
+    for start in range(0, pair.size, TILE):
+        s, t = load_tiles(pair, start, TILE, FORBIDS, MASKED)
+        x = tl.where(inside_both(s, t, family, peak_q), tilted(s, t, family, beta, 0.0, True), NEVER)
         new = tl.maximum(top, x)
         total = total * tl.exp(top - new) + tl.exp(x - new)
         top = new
     peak = tl.max(top)
-    a = peak + tl.log(tl.maximum(tl.sum(total * tl.exp(top - peak)), TINY)) - tl.log(family.mass)
+    return peak + tl.log(tl.maximum(tl.sum(total * tl.exp(top - peak)), TINY)) - tl.log(family.mass)
+
+
+@triton.jit
+def _pass(
+    pair, family, peak_q, beta, predicted,
+    TILE: tl.constexpr, FORBIDS: tl.constexpr, MASKED: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    """The point at ``beta`` around a predicted A, and the error of its KL; in float64 if EXACT, else in float32."""
+    if EXACT:
+        zero, b, a = tl.zeros((TILE,), tl.float64), beta, predicted
+    else:
+        zero, b, a = tl.zeros((TILE,), tl.float32), beta.to(tl.float32), predicted.to(tl.float32)
     total, divergence, first, second, third = zero, zero, zero, zero, zero
-    for start in range(0, size, TILE):
-        s = load_tile(student, stops, start, size, TILE, FORBIDS, MASKED)
-        t = load_tile(teacher, stops, start, size, TILE, FORBIDS, MASKED)
+    for start in range(0, pair.size, TILE):
+        s, t = load_tiles(pair, start, TILE, FORBIDS, MASKED)
         inside = inside_both(s, t, family, peak_q)
-        l_p = tl.where(inside, (s.to(tl.float64) - family.peak) * family.inverse, -1000.0)
-        d = tl.where(inside, exact_difference(s, t, family), 0.0)
-        p, y = tl.exp(l_p), beta * d - a
-        w = tl.where(inside, tl.exp(tl.minimum(l_p + y, 700.0)), 0.0)
-        series = y * y * (0.5 + y * (1.0 / 3.0 + y * (0.125 + y * (1.0 / 30.0 + y / 144.0))))
-        h = tl.where(tl.abs(y) < 1e-3, p * series, y * w - (w - p))
-        divergence += tl.where(inside, h, 0.0)
+        l_p = tl.where(inside, below_peak(s, family, EXACT), -1000.0)
+        d = tl.where(inside, difference(s, t, family, EXACT), 0.0)
+        p, y = tl.exp(l_p), b * d - a
+        w = tl.where(inside, tl.exp(l_p + y), 0.0)
+        series = 1.0 / 8 + y * (1.0 / 30 + y * (1.0 / 144 + y * (1.0 / 840)))
+        series = y * y * (0.5 + y * (1.0 / 3 + y * series))
+        small = tl.abs(y) < (1e-3 if EXACT else 0.25)
+        divergence += tl.where(inside, tl.where(small, p * series, y * w - (w - p)), 0.0)
         total += w
         w = w * d
         first += w
         w = w * d
         second += w
         third += w * d
-    point, _ = _assembled(
-        beta, a, family.mass, tl.sum(total), tl.sum(divergence), tl.sum(first), tl.sum(second), tl.sum(third)
-    )
-    return point
+    return _assembled(
+        beta, a.to(tl.float64), family.mass, tl.sum(total.to(tl.float64)), tl.sum(divergence.to(tl.float64)),
+        tl.sum(first.to(tl.float64)), tl.sum(second.to(tl.float64)), tl.sum(third.to(tl.float64)),
+    )  # fmt: skip
 
 
 @triton.jit

@@ -121,5 +121,5 @@ def _stops(alignment: StopAlignment, device: torch.device) -> _Stops:
     if alignment.is_identity:
         counts[2] = -1
     ids = torch.tensor([i for ids in lists for i in ids], dtype=torch.int32).to(device)
-    span = [canonical, min(canonical, *masked), max(canonical, *masked)] if masked else [canonical] * 3
+    span = [canonical, min((canonical, *masked)), max((canonical, *masked))]
     return _Stops(ids, counts, ids[counts[0] + counts[1] :], span)

@@ -20,12 +20,13 @@ from sglang_trb.blend.fused.moments import (
     load_measured,
     load_rows,
 )
-from sglang_trb.blend.fused.rows import NEVER, Stops, logit_of
-from sglang_trb.blend.fused.search import FINE, NARROW, TINY, Family, Point, choose, exact_difference, log1p, search
+from sglang_trb.blend.fused.rows import NEVER, Pair, Stops, logit_of
+from sglang_trb.blend.fused.search import FINE, NARROW, TINY, Family, Point, choose, log1p, search, tilted
 from sglang_trb.blend.types import EMPTY_SUPPORT, OK, STUDENT_NOT_FINITE, TEACHER_NOT_FINITE
 from sglang_trb.wire.rules import Rule
 
 _TRUST_REGION: tl.constexpr = tl.constexpr(Rule.TRUST_REGION.code)
+_STUDENT: tl.constexpr = tl.constexpr(Rule.STUDENT.code)
 _TEACHER: tl.constexpr = tl.constexpr(Rule.TEACHER.code)
 _ANY: tl.constexpr = tl.constexpr(1e10)
 """Nats; no KL is larger, so that a larger budget is as good as this one."""
@@ -38,43 +39,44 @@ _EMPTY: tl.constexpr = tl.constexpr(EMPTY_SUPPORT)
 
 @triton.jit
 def draw_rows(
-    student_ptr, teacher_ptr, law_ptr, forbidden_ptr, student_stride, teacher_stride, law_stride, forbidden_stride,
+    student_ptr, teacher_ptr, adjusted_ptr, forbidden_ptr,
+    student_stride, teacher_stride, adjusted_stride, forbidden_stride,
     raw_ptr, measured_ptr, rule_ptr, epsilon_ptr, temperature_ptr, greedy_ptr, seed_ptr, position_ptr,
     masked_ptr, canonical, lowest, highest, size, token_ptr, error_ptr, record_ptr, policy_ptr, passes_ptr, width,
     TILE: tl.constexpr, COLUMNS: tl.constexpr, MASKED: tl.constexpr, FORBIDS: tl.constexpr, STORE: tl.constexpr,
 ):  # fmt: skip
     """Program i draws the token of row i by its rule and writes what is known of it, and log mu if STORE.
 
-    ``raw_ptr`` measures student and teacher as they are, ``measured_ptr`` as they are blended, where ``law_ptr`` holds
-    the student's logits; both may be the same. The record's columns are the fields of `TokenRecord` in their order.
+    ``raw_ptr`` measures student and teacher as they are, ``measured_ptr`` as they are blended, the student's logits
+    then being those of ``adjusted_ptr``; both may be the same. The record's columns are the fields of `TokenRecord`.
     """
     row = tl.program_id(0).to(tl.int64)
     stops = Stops(masked_ptr, canonical, lowest, highest)
     forbidden, teacher = forbidden_ptr + row * forbidden_stride, teacher_ptr + row * teacher_stride
     raw, measured = raw_ptr + row * MEASURES, measured_ptr + row * MEASURES
-    p_row, q_row = load_rows(measured, law_ptr + row * law_stride, teacher, forbidden)
+    p_row, q_row = load_rows(measured, adjusted_ptr + row * adjusted_stride, teacher, forbidden)
+    pair = Pair(p_row, q_row, stops, size)
     inverse = 1.0 / tl.load(temperature_ptr + row).to(tl.float64)
 
     rule = tl.load(rule_ptr + row).to(tl.int32)
     error = _error(rule, raw, measured)
     tl.store(error_ptr + row, error)
     policy, family, kl, passes = _policy(
-        p_row, q_row, stops, size, measured, rule, epsilon_ptr + row, inverse, error == _DRAWN,
-        TILE, FORBIDS, MASKED,
+        pair, measured, rule, tl.load(epsilon_ptr + row), inverse, error == _DRAWN, TILE, FORBIDS, MASKED
     )  # fmt: skip
     token = canonical
     if error == _DRAWN:
         if tl.load(greedy_ptr + row) != 0:
-            token = likeliest(p_row, q_row, stops, size, family, policy, TILE // 4, FORBIDS, MASKED)
+            token = likeliest(pair, family, policy, TILE // 4, FORBIDS, MASKED)
         else:
             number = uniform(tl.load(seed_ptr + row), tl.load(position_ptr + row))
-            token = draw(p_row, q_row, stops, size, family, policy, number, TILE, FORBIDS, MASKED)
+            token = draw(pair, family, policy, number, TILE, FORBIDS, MASKED)
         if token < 0:
             token = canonical
             tl.store(error_ptr + row, _EMPTY)
     if STORE:
         target = policy_ptr + row * width
-        store_policy(p_row, q_row, stops, size, family, policy, width, target, TILE, FORBIDS, MASKED)
+        store_policy(pair, family, policy, width, target, TILE, FORBIDS, MASKED)
 
     s, t = logit_of(p_row, stops, token, MASKED), logit_of(q_row, stops, token, MASKED)
     record = record_ptr + row * COLUMNS
@@ -98,11 +100,12 @@ def draw_rows(
 @triton.jit
 def _error(rule, raw, measured):
     """A value of ``StepOutput.error_B``; a rule that is not drawn here draws nothing."""
-    own, law = load_measured(raw), load_measured(measured)
-    empty = tl.where(rule == _TEACHER, law.q.all, law.p.all) == 0.0
-    error = tl.where(empty | (rule > _TEACHER), _EMPTY, _DRAWN)
+    own, blended = load_measured(raw), load_measured(measured)
+    known = (rule == _TRUST_REGION) | (rule == _STUDENT) | (rule == _TEACHER)
+    empty = tl.where(rule == _TEACHER, blended.q.all, blended.p.all) == 0.0
+    error = tl.where(known & (empty == 0), _DRAWN, _EMPTY)
     error = tl.where(_finite(own.q.all), error, _TEACHER_BAD)
-    return tl.where(_finite(own.p.all) & (law.p.all < float("inf")), error, _STUDENT_BAD)
+    return tl.where(_finite(own.p.all) & (blended.p.all < float("inf")), error, _STUDENT_BAD)
 
 
 @triton.jit
@@ -112,68 +115,64 @@ def _finite(total):
 
 @triton.jit
 def _policy(
-    p_row, q_row, stops, size, measured, rule, epsilon_at, inverse, sound,
-    TILE: tl.constexpr, FORBIDS: tl.constexpr, MASKED: tl.constexpr,
+    pair, measured, rule, epsilon, inverse, sound, TILE: tl.constexpr, FORBIDS: tl.constexpr, MASKED: tl.constexpr
 ):  # fmt: skip
     """The behaviour policy of a row, its family, KL(mu || p) in nats, and the passes of the search."""
-    law, epsilon = load_measured(measured), tl.minimum(tl.load(epsilon_at), _ANY)
-    p, q = law.p, law.q
-    span = law.high - law.low
-    far = (tl.abs(law.peak_p) > 1e30) | (tl.abs(law.peak_q) > 1e30)
-    wide = far | (span > NARROW) | (epsilon < FINE) | (law.outside > 0.0)
+    sums = load_measured(measured)
+    peak_p, peak_q = sums.peak_p, sums.peak_q
+    epsilon = tl.minimum(epsilon, _ANY)
+    far = (tl.abs(peak_p) > 1e30) | (tl.abs(peak_q) > 1e30)
+    wide = far | (sums.high - sums.low > NARROW) | (epsilon < FINE) | (sums.outside > 0.0)
     blends = sound & (rule == _TRUST_REGION) & (epsilon > 0.0)
-    mass, budget = p.inside, epsilon
+    mass, log_mass = sums.p.inside, tl.zeros((), tl.float64)  # log p(S)
     if blends & wide:
-        mass, outside = exact_masses(
-            p_row, q_row, stops, size, inverse, law.peak_p, law.peak_q, TILE // 4, FORBIDS, MASKED
-        )
-        budget = epsilon - log1p(outside / tl.maximum(mass, TINY))
+        mass, outside = exact_masses(pair, inverse, peak_p, peak_q, TILE // 4, FORBIDS, MASKED)
+        log_mass = -log1p(outside / tl.maximum(mass, TINY))
 
-    # moments of d under p and q; centred at the mean under p, which cancels from mu and KL
-    p_mean, p_square, p_cube = _raw_moments(p)
-    q_mean, q_square, q_cube = _raw_moments(q)
-    variance = tl.maximum(p_square - p_mean * p_mean, 1e-30)
-    third = p_cube - p_mean * (3.0 * p_square - 2.0 * p_mean * p_mean)
-    centre = p_mean / inverse + (law.peak_q.to(tl.float64) - law.peak_p.to(tl.float64))
+    mean, variance, third = _moments(sums.p)
+    centre = mean / inverse + (peak_q.to(tl.float64) - peak_p.to(tl.float64))  # E_p r; any cancels from mu and KL
     high = centre.to(tl.float32)
-    family = Family(law.peak_p, inverse.to(tl.float32), inverse, high, (centre - high).to(tl.float32), mass, wide)
-    log_normaliser = tl.log(tl.maximum(q.inside, TINY)) - tl.log(tl.maximum(p.inside, TINY)) - p_mean
-    mean = q_mean - p_mean
-    at_one = Point(
-        tl.full((), 1.0, tl.float64), mean - log_normaliser, log_normaliser, mean,
-        tl.maximum(q_square - q_mean * q_mean, 0.0), q_cube - q_mean * (3.0 * q_square - 2.0 * q_mean * q_mean),
-    )  # fmt: skip
+    family = Family(peak_p, inverse.to(tl.float32), inverse, high, (centre - high).to(tl.float32), mass, wide)
+    at_one = _at_one(sums, mean)
 
-    enabled = blends & (mass > 0.0) & (budget > 0.0)
-    budget = tl.maximum(budget, TINY)
-    error = 2e-6 * (1.0 + tl.abs(log_normaliser) + tl.abs(mean))
+    enabled = blends & (mass > 0.0) & (epsilon + log_mass > 0.0)
+    budget = tl.maximum(epsilon + log_mass, TINY)
+    error = 2e-6 * (1.0 + tl.abs(at_one.log_normaliser) + tl.abs(at_one.mean))
     certain = (wide == 0) & (error < 1e-4 * at_one.divergence)
     saturated = enabled & certain & (at_one.divergence + error <= budget * (1.0 - 1e-3))
     one_is_open = wide | (at_one.divergence - error <= budget * (1.0 + 1e-3))
     found, passes = search(
-        p_row, q_row, stops, size, family, law.peak_q, budget, _below(budget, span, variance, third), at_one,
-        one_is_open, saturated | (enabled == 0), TILE, FORBIDS, MASKED,
+        pair, family, peak_q, budget, _below(budget, sums.high - sums.low, variance, third), at_one, one_is_open,
+        saturated | (enabled == 0), TILE, FORBIDS, MASKED,
     )  # fmt: skip
     found = choose(saturated, at_one, found)
 
-    kl = found.divergence + (
-        tl.minimum(tl.load(epsilon_at, volatile=True), _ANY) - budget
-    )  # less log p(S); read anew, for want of registers
-    mode = tl.where(found.beta > 0.0, 2, 0)
+    mode = tl.where(rule == _TEACHER, 1, tl.where(found.beta > 0.0, 2, 0))
     rounding = found.log_normaliser - found.log_normaliser.to(tl.float32).to(tl.float64)
-    total = tl.where(mode == 2, mass * tl.where(wide, 1.0, tl.exp(rounding)), load_measured(measured).p.all)
-    beta = found.beta
-    if rule == _TEACHER:
-        mode, total, beta = mode * 0 + 1, load_measured(measured).q.all, beta * 0.0 + 1.0
-        kl = exact_teacher_kl(p_row, q_row, stops, size, inverse, law.peak_p, law.peak_q, TILE // 4, FORBIDS, MASKED)
-    kl = tl.where(mode == 0, 0.0, tl.maximum(kl, 0.0))
-    return Policy(mode, beta, found.log_normaliser, law.peak_q, total), family, kl, passes
+    blended = mass * tl.where(wide, 1.0, tl.exp(rounding))
+    total = tl.where(mode == 0, sums.p.all, tl.where(mode == 1, sums.q.all, blended))
+    kl = tl.where(mode == 2, tl.maximum(found.divergence - log_mass, 0.0), 0.0)
+    if mode == 1:
+        kl = exact_teacher_kl(pair, inverse, peak_p, peak_q, TILE // 4, FORBIDS, MASKED)
+    beta = tl.where(mode == 1, 1.0, found.beta)
+    return Policy(mode, beta, found.log_normaliser, peak_q, total), family, kl, passes
 
 
 @triton.jit
-def _raw_moments(sums):
+def _moments(sums):
+    """Mean, variance and third central moment of d under one model on S."""
     inside = tl.maximum(sums.inside, TINY)
-    return sums.first / inside, sums.second / inside, sums.third / inside
+    mean, square, cube = sums.first / inside, sums.second / inside, sums.third / inside
+    return mean, tl.maximum(square - mean * mean, 1e-30), cube - mean * (3.0 * square - 2.0 * mean * mean)
+
+
+@triton.jit
+def _at_one(sums, centre):
+    """What the sums say of beta = 1, where mu is the teacher's distribution on S; d less ``centre``."""
+    mean, variance, third = _moments(sums.q)
+    log_normaliser = tl.log(tl.maximum(sums.q.inside, TINY)) - tl.log(tl.maximum(sums.p.inside, TINY)) - centre
+    one = tl.full((), 1.0, tl.float64)
+    return Point(one, mean - centre - log_normaliser, log_normaliser, mean - centre, variance, third)
 
 
 @triton.jit
@@ -194,11 +193,10 @@ def _log_prob(below_peak, log_total):
 @triton.jit
 def _behaviour_log_prob(s, t, measured, family, policy):
     """log mu of the token whose logits are ``s`` and ``t``, float64."""
-    law = load_measured(measured)
-    l_p, l_q = (s - law.peak_p) * family.inverse, (t - law.peak_q) * family.inverse
-    student, teacher = l_p - tl.log(tl.maximum(law.p.all, TINY)), l_q - tl.log(tl.maximum(law.q.all, TINY))
-    at_one = l_q - tl.log(tl.maximum(law.q.inside, TINY))
-    tilt = policy.beta * exact_difference(s, t, family) - policy.log_normaliser
-    between = l_p + tilt - tl.log(tl.maximum(family.mass, TINY))
+    sums = load_measured(measured)
+    l_p, l_q = (s - sums.peak_p) * family.inverse, (t - sums.peak_q) * family.inverse
+    student, teacher = l_p - tl.log(tl.maximum(sums.p.all, TINY)), l_q - tl.log(tl.maximum(sums.q.all, TINY))
+    at_one = l_q - tl.log(tl.maximum(sums.q.inside, TINY))
+    between = tilted(s, t, family, policy.beta, policy.log_normaliser, True) - tl.log(tl.maximum(family.mass, TINY))
     blended = tl.where((policy.beta == 1.0) & (family.wide == 0), at_one, between)
     return tl.where(policy.mode == 0, student, tl.where(policy.mode == 1, teacher, blended))
