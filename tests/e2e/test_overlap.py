@@ -4,21 +4,11 @@ import re
 
 import pytest
 
-from tests.e2e.test_training import (
-    STEPS,
-    check_each_prompt_once,
-    config,
-    curve_of,
-    pair,
-    server,
-    train,
-    write_config,
-)
+from tests.e2e.tiny_training import STEPS, check_each_prompt_once, curve_of, train, write_config
 from trainer.records import METRICS_FILE, read_rows, undeclared
 from trainer.rollouts.journal import StepJournal
 from trainer.rollouts.versions import updates_of
 
-__all__ = ["config", "pair", "server"]  # fixtures
 AHEAD = "rollouts.max_staleness=1"
 
 

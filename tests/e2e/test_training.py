@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -15,42 +14,26 @@ import numpy as np
 import pytest
 import requests
 import torch
-import yaml
 from safetensors.torch import load_file, save_file
 
-from sglang_trb.launch.local_server import ADMIN_KEY_VARIABLE, free_port, serving
+from sglang_trb.launch.local_server import ADMIN_KEY_VARIABLE, free_port
 from sglang_trb.wire.packing import unpack
-from tests.pairs import Pair, build_pair, hub_cache, shard
+from tests.e2e.tiny_training import (
+    ADMIN_KEY,
+    PROMPTS,
+    ROOT,
+    STEPS,
+    check_each_prompt_once,
+    curve_of,
+    end_of,
+    environment,
+    train,
+    write_config,
+)
+from tests.pairs import hub_cache, shard
 from trainer.learner.checkpoints import CheckpointStore
-from trainer.records import METRICS_FILE, curve, read_evaluations, read_rows, undeclared
+from trainer.records import METRICS_FILE, read_evaluations, read_rows, undeclared
 from trainer.rollouts.journal import StepJournal
-
-ROOT = Path(__file__).resolve().parents[2]
-STEPS, PROMPTS, SAMPLES = 4, 3, 2
-ADMIN_KEY = "the-admin-key-of-these-tests"
-PREFERRED = {"top_p": 0.5, "top_k": 4, "repetition_penalty": 1.5, "stop": ["e"], "logit_bias": {"7": 5.0}}
-"""What the server does where a request says nothing. A trainer's requests say everything, so nothing of it shows."""
-
-
-@pytest.fixture(scope="module")
-def pair() -> Pair:
-    return build_pair("plain")
-
-
-@pytest.fixture(scope="module")
-def server(pair, tmp_path_factory):
-    options = ["--model-path", str(pair.student), "--speculative-draft-model-path", str(pair.teacher)]
-    options += ["--preferred-sampling-params", json.dumps(PREFERRED)]
-    os.environ[ADMIN_KEY_VARIABLE] = ADMIN_KEY  # the server's and the trainers'
-    log = tmp_path_factory.mktemp("server") / "server.log"
-    with serving(ROOT / "server_configs" / "cpu-tiny.yaml", options, log=log) as address:
-        yield address
-    del os.environ[ADMIN_KEY_VARIABLE]
-
-
-@pytest.fixture
-def config(pair, server, tmp_path) -> Path:
-    return write_config(tmp_path, pair, server)
 
 
 @pytest.fixture(scope="module")
@@ -60,65 +43,6 @@ def unbroken(pair, server, tmp_path_factory) -> Path:
     done = train(config)
     assert done.returncode == 0, done.stderr
     return config
-
-
-def write_config(folder: Path, pair: Pair, server: str) -> Path:
-    """The path of a configuration that trains the tiny pair in ``folder/runs/tiny``."""
-    problems = folder / "problems.jsonl"
-    lines = (json.dumps({"question": f"what is {i} + {i}", "answer": str(2 * i)}) + "\n" for i in range(20))
-    problems.write_text("".join(lines))
-    values = {
-        "name": "tiny",
-        "folder": str(folder / "runs"),
-        "steps": STEPS,
-        "models": {"student": str(pair.student), "teacher": str(pair.teacher), "dtype": "float32"},
-        "data": {"path": str(problems), "template": "raw"},
-        "rollouts": {
-            "behaviour": {"method": "trb", "epsilon": 0.1, "warmup_steps": 3},
-            "prompts_per_step": PROMPTS,
-            "samples_per_prompt": SAMPLES,
-            "max_new_tokens": 12,
-        },
-        "loss": {"name": "reverse_kl"},
-        "server": {"urls": [server], "max_in_flight": 1},  # one at a time: batches do not change the last bits
-        "optimisation": {"learning_rate": 1e-3, "warmup_steps": 2, "zero_stage": 0, "micro_batch_size": 4},
-        "checkpoints": {"every": 2, "keep_journals": True},
-        "evaluation": {
-            "every": 2,
-            "max_new_tokens": 8,
-            "benchmarks": [{"name": "sums", "path": str(problems), "limit": 4}],
-        },
-    }
-    path = folder / "config.yaml"
-    path.write_text(yaml.safe_dump(values))
-    return path
-
-
-def train(config: Path, *overrides: str, where: str = "none", count: int = 0) -> subprocess.CompletedProcess:
-    module = ["-m", "tests.e2e.killable_training", where, str(count)]
-    return end_of([sys.executable, *module, "--config", str(config), *overrides])
-
-
-def end_of(command: list[str], variables: dict[str, str] | None = None) -> subprocess.CompletedProcess:
-    variables = environment() | (variables or {})
-    return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=200, check=False)
-
-
-def environment() -> dict[str, str]:
-    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-
-
-def curve_of(config: Path) -> str:
-    return json.dumps(curve(read_rows(config.parent / "runs" / "tiny" / METRICS_FILE)))
-
-
-def check_each_prompt_once(run: Path, steps: int = STEPS) -> None:
-    trained = []
-    for step in range(steps):
-        with StepJournal(run / "journal" / f"step-{step:06d}.rollouts") as journal:
-            trained += [(r.key.prompt, r.key.sample) for r in journal.rollouts()]
-            assert {r.key.step for r in journal.rollouts()} == {step}
-    assert trained == [(prompt, sample) for prompt in range(steps * PROMPTS) for sample in range(SAMPLES)]
 
 
 def test_a_run_from_start_to_end(unbroken, server):
