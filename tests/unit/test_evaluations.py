@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 
 from trainer.atomic import UNFINISHED, new_folder
 from trainer.cli.evaluate import run
 from trainer.config.run import RunConfig
 from trainer.learner.checkpoints import Best, CheckpointStore
-from trainer.records import Evaluation, MetricsLog, RecordsBroken, read_evaluations, write_evaluation
+from trainer.records import (
+    Evaluation,
+    MetricsLog,
+    ProblemScores,
+    RecordsBroken,
+    read_evaluations,
+    read_scores,
+    write_evaluation,
+    write_scores,
+)
 from trainer.report import write_report
+from trainer.run.benchmarks import Measured
 from trainer.statistics import pass_at_1
 from trainer.study import evaluation
 from trainer.study.evaluation import NoSuchCheckpoint, evaluate_checkpoint
@@ -59,7 +70,11 @@ class FakeLeader:
 
 def measure(leader, benchmark, step):
     assert leader.served[1] == f"step-{step}"
-    return pass_at_1([0.5] * 4 if step else []), 1
+    graded = [2] * 4 if step else [0] * 4
+    scores = ProblemScores(
+        benchmark=benchmark.name, step=step, problems="digest", right=[g // 2 for g in graded], graded=graded
+    )
+    return Measured(pass_at_1([0.5] * 4 if step else []), 1, scores)
 
 
 @pytest.fixture
@@ -137,3 +152,17 @@ def test_the_report_shows_them(tmp_path):
     page = write_report([tmp_path], tmp_path / "report").read_text()
     assert "Evaluated apart" in page and "n 8, temperature 1.0" in page
     assert "0.500" in page and "[0.250, 0.750]" in page and "&lt;b&gt;" in page
+
+
+def test_scores_of_problems_come_back_and_damaged_ones_are_named(tmp_path):
+    scores = ProblemScores(benchmark="sums", step=20, problems="digest", right=[1, 0, 0], graded=[2, 4, 0])
+    assert read_scores(tmp_path, 20, "sums") is None
+    write_scores(tmp_path, scores)
+    assert read_scores(tmp_path, 20, "sums") == scores
+    np.testing.assert_array_equal(scores.shares(), [0.5, 0.0, np.nan])
+    write_scores(tmp_path, scores.model_copy(update={"right": [3, 0, 0]}))
+    with pytest.raises(RecordsBroken, match="sums.json: right and graded do not belong together"):
+        read_scores(tmp_path, 20, "sums")
+    (tmp_path / "scores" / "step-000020" / "sums.json").write_text('{"benchmark": "su')
+    with pytest.raises(RecordsBroken, match="sums.json: Invalid JSON"):
+        read_scores(tmp_path, 20, "sums")

@@ -85,6 +85,11 @@ class RenderedBenchmark:
         about = (texts, config.models.student, settings.temperature, settings.max_new_tokens, first.seed(~config.seed))
         return f"{self.settings.name}-{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:12]}.rollouts"
 
+    def problems_digest(self) -> str:
+        """Of the questions and answers in their order, however they are rendered."""
+        texts = [(problem.question, problem.answer) for problem in self.problems]
+        return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]
+
     def data(self) -> BenchmarkData:
         """What the run's record of its data says of it."""
         source = self.settings.model_dump(mode="json", exclude={"samples"})

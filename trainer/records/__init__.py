@@ -9,6 +9,7 @@ from trainer.records.fields import undeclared
 from trainer.records.files import METRICS_FILE, SETTINGS_FILE, read_settings, write_settings
 from trainer.records.metrics import MetricsLog, RecordsBroken, Row, curve, read_rows
 from trainer.records.run import RunRecords
+from trainer.records.scores import ProblemScores, read_scores, write_scores
 from trainer.records.sinks import Sink, SinkFailed, SinkUnavailable, TensorBoardSink, WandbSink
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "SETTINGS_FILE",
     "Evaluation",
     "MetricsLog",
+    "ProblemScores",
     "RecordsBroken",
     "Row",
     "RunRecords",
@@ -29,8 +31,10 @@ __all__ = [
     "fields",
     "read_evaluations",
     "read_rows",
+    "read_scores",
     "read_settings",
     "undeclared",
     "write_evaluation",
+    "write_scores",
     "write_settings",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from trainer.config.run import RunConfig
 from trainer.learner.processes import Processes
-from trainer.records import Row, fields
+from trainer.records import Row, fields, write_scores
 from trainer.run.benchmarks import evaluate_benchmark
 from trainer.run.leader import Leader
 from trainer.run.phases import Phases
@@ -38,8 +38,9 @@ class Evaluator:
             if self._leader is not None:
                 self._leader.beside.finish()
                 for benchmark in self._config.evaluation.benchmarks:
-                    score, faults = evaluate_benchmark(self._leader, benchmark, step)
-                    name = benchmark.name
+                    measured = evaluate_benchmark(self._leader, benchmark, step)
+                    write_scores(self._config.run_folder, measured.scores)
+                    name, score = benchmark.name, measured.score
                     row |= {fields.PASS_AT_1.of(name): score.mean, fields.PASS_AT_1_LOW.of(name): score.low}
-                    row |= {fields.PASS_AT_1_HIGH.of(name): score.high, fields.FAULTS.of(name): float(faults)}
+                    row |= {fields.PASS_AT_1_HIGH.of(name): score.high, fields.FAULTS.of(name): float(measured.faults)}
         return row

@@ -13,10 +13,9 @@ from trainer.errors import TrainerError
 from trainer.learner.checkpoints import Checkpoint, CheckpointStore
 from trainer.learner.student_folder import STUDENT_FIELD
 from trainer.records import Evaluation, write_evaluation
-from trainer.run.benchmarks import evaluate_benchmark
+from trainer.run.benchmarks import Measured, evaluate_benchmark
 from trainer.run.folder import claimed
 from trainer.run.leader import Leader
-from trainer.statistics import PassAt1
 
 _SAY_EVERY_SECONDS = 10.0
 
@@ -72,7 +71,7 @@ def evaluate_checkpoint(
         leader.servers.publish_folder(folder, leader.weight_version(step))
         for benchmark in config.evaluation.benchmarks:
             note(f"{benchmark.name}: the student after {step} updates")
-            evaluation = _evaluation(config, benchmark, step, *evaluate_benchmark(leader, benchmark, step))
+            evaluation = _evaluation(config, benchmark, step, evaluate_benchmark(leader, benchmark, step))
             yield evaluation
             write_evaluation(config.run_folder, evaluation)
 
@@ -90,10 +89,11 @@ def _step(store: CheckpointStore, checkpoints: dict[int, Checkpoint], wanted: in
     return wanted
 
 
-def _evaluation(config: RunConfig, benchmark: Benchmark, step: int, score: PassAt1, faults: int) -> Evaluation:
+def _evaluation(config: RunConfig, benchmark: Benchmark, step: int, measured: Measured) -> Evaluation:
     drawn = config.evaluation.model_dump(mode="json", include={"temperature", "max_new_tokens"})
     settings: dict[str, Any] = {"student": config.models.student, "seed": config.seed, **drawn}
     settings["benchmark"] = benchmark.model_dump(mode="json")
+    score = measured.score
     graded = score.problems > 0
     return Evaluation(
         benchmark=benchmark.name,
@@ -102,6 +102,6 @@ def _evaluation(config: RunConfig, benchmark: Benchmark, step: int, score: PassA
         low=score.low if graded else None,
         high=score.high if graded else None,
         problems=score.problems,
-        faults=faults,
+        faults=measured.faults,
         settings=settings,
     )
