@@ -57,3 +57,14 @@ def best_of(items: Iterable[Item], score: Callable[[Item], float]) -> Item | Non
     An item whose score is NaN is never the best, whatever it is compared with: None where there is no other.
     """
     return max((item for item in items if not math.isnan(score(item))), key=score, default=None)
+
+
+def auroc(positive: Sequence[float], negative: Sequence[float]) -> float:
+    """The chance that one of the positive scores is above one of the negative, equal ones counting half.
+
+    Args:
+        positive, negative: one score or more each, none NaN.
+    """
+    below = np.sort(np.asarray(negative, np.float64))
+    above = np.searchsorted(below, positive, "left") + np.searchsorted(below, positive, "right")
+    return float(above.mean() / (2 * len(below)))

@@ -62,6 +62,9 @@ TEMPERATURE = Metric("rollout/temperature", "", "of the rollouts")
 MEAN_BETA = Metric("rollout/mean_beta", "0-1", "the teacher's exponent, mean over tokens", "mean β", "beta", ".3f")
 MEAN_KL = Metric("rollout/mean_kl", "nats", "KL(μ‖student), mean over tokens")
 SUM_KL = Metric("rollout/sum_kl", "nats", "KL(μ‖student) summed over a rollout, mean over rollouts")
+LOG_RATIO_KL = Metric(
+    "rollout/log_ratio_kl", "nats", "sum of log μ - log p of the drawn tokens, mean over rollouts; estimates sum_kl too"
+)
 REWARD = Metric(
     "rollout/reward", "0-1", "share of verified answers, of those that could be graded", "reward", "reward", ".3f"
 )
@@ -75,6 +78,10 @@ TEACHER_ENTROPY_SPREAD = Metric(
     "rollout/teacher_entropy_spread", "nats", "standard deviation over tokens; near 0 the teacher is broken"
 )
 TEACHER_LOGPROB = Metric("rollout/teacher_logprob", "nats", "the teacher's log-probability of the drawn tokens, mean")
+SEPARATION = Metric(
+    "rollout/teacher_support_auroc", "0-1",
+    "AUROC of a rollout's mean log q - log p for telling right answers from wrong ones (Fig. 7)",
+)  # fmt: skip
 SUPPORT_MASS_STUDENT = Metric(
     "rollout/support_mass_student", "0-1", "probability on the student's top 16, mean over tokens"
 )

@@ -11,6 +11,7 @@ from trainer.records import Row, fields
 from trainer.rollouts.rollout import Rollout
 from trainer.rollouts.teacher_check import teacher_row
 from trainer.rollouts.versions import updates_of
+from trainer.statistics import auroc
 
 
 def of_rollouts(
@@ -26,7 +27,7 @@ def of_rollouts(
     """
     row = rewards(grades)
     if rollouts:
-        row |= _statistics(rollouts) | teacher_row(rollouts)
+        row |= _statistics(rollouts) | teacher_row(rollouts) | _separation(rollouts, grades)
     if drawn:
         row[fields.TOKENS_PER_S] = sum(len(rollout) for rollout in drawn) / seconds
     return row
@@ -55,11 +56,23 @@ def _statistics(rollouts: Sequence[Rollout]) -> Row:
     beta, kl = (
         np.concatenate(parts).astype(np.float64) for parts in ([t.beta for t in tokens], [t.kl for t in tokens])
     )
+    log_ratio = sum(float((t.behavior_logprob - t.student_logprob).sum(dtype=np.float64)) for t in tokens)
     lengths = np.array([len(rollout) for rollout in rollouts])
     return {
         fields.MEAN_BETA: float(beta.mean()),
         fields.MEAN_KL: float(kl.mean()),
         fields.SUM_KL: float(kl.sum() / len(rollouts)),
+        fields.LOG_RATIO_KL: log_ratio / len(rollouts),
         fields.RESPONSE_LENGTH: float(lengths.mean()),
         fields.FINISHED_SHARE: float(np.mean([rollout.finish == "stop" for rollout in rollouts])),
     }
+
+
+def _separation(rollouts: Sequence[Rollout], grades: Sequence[Grade | None]) -> Row:
+    """How well mean(log q - log p) tells right answers from wrong ones; nothing where all are of one kind."""
+    scores: dict[bool, list[float]] = {True: [], False: []}
+    for rollout, grade in zip(rollouts, grades, strict=True):
+        if rollout.tokens is not None and grade is not None and grade.verdict is not Verdict.FAULT:
+            log_ratio = rollout.tokens.teacher_logprob.astype(np.float64) - rollout.tokens.student_logprob
+            scores[grade.verdict is Verdict.RIGHT].append(float(log_ratio.mean()))
+    return {fields.SEPARATION: auroc(scores[True], scores[False])} if scores[True] and scores[False] else {}
