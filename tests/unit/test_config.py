@@ -13,7 +13,7 @@ from trainer.config.file import WrongConfig, dump_config, load_config
 from trainer.config.run import RunConfig
 
 ROOT = Path(__file__).resolve().parents[2]
-SHIPPED = sorted(p for p in (ROOT / "examples").rglob("*.yaml"))
+SHIPPED = sorted(p for p in (ROOT / "examples").rglob("*.yaml") if p.parent.name != "study")
 MINIMAL = {
     "name": "run",
     "models": {"student": "s", "teacher": "t"},

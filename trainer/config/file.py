@@ -34,13 +34,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         WrongConfig: with every wrong field: its dotted name, what came, what is allowed.
     """
-    values = _read(path)
-    for override in overrides:
-        _apply(values, override)
     try:
-        return RunConfig.model_validate(values)
+        return RunConfig.model_validate(read_yaml(path, overrides))
     except ValidationError as error:
-        raise WrongConfig("\n".join(_explained(error))) from None
+        raise WrongConfig("\n".join(explained(error, RunConfig))) from None
 
 
 def dump_config(config: BaseModel) -> str:
@@ -48,7 +45,19 @@ def dump_config(config: BaseModel) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _read(path: str | Path) -> dict[str, Any]:
+def read_yaml(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """A file's values with the overrides in their place, not checked.
+
+    Raises:
+        WrongConfig: the file cannot be read as a mapping, or an override as one.
+    """
+    values = _mapping(path)
+    for override in overrides:
+        _apply(values, override)
+    return values
+
+
+def _mapping(path: str | Path) -> dict[str, Any]:
     try:
         values = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
     except OSError as error:
@@ -97,14 +106,20 @@ def _apply(values: dict[str, Any], override: str) -> None:
     values[last] = value
 
 
-def _explained(error: ValidationError) -> Iterator[str]:
+def explained(error: ValidationError, model: type[BaseModel]) -> Iterator[str]:
+    """A line for each wrong field of a configuration: its dotted name, what came, what is allowed.
+
+    Args:
+        error: of a validation.
+        model: that the values were for.
+    """
     for problem in error.errors():
         path = [str(part) for part in problem["loc"]]
         # pydantic names the chosen variant too, as in rollouts.behaviour.trb.epsilon
         path = [part for above, part in pairwise(["", *path]) if above not in _VARIANTS]
         name = ".".join(path)
         if problem["type"] == "extra_forbidden":
-            yield f"{name}: there is no such field{_suggestion(path)}"
+            yield f"{name}: there is no such field{_suggestion(model, path)}"
         elif problem["type"] == "missing":
             yield f"{name}: a value is required"
         elif problem["type"] == "value_error":  # our own checks, which say themselves what came
@@ -114,19 +129,19 @@ def _explained(error: ValidationError) -> Iterator[str]:
             yield f"{name or 'configuration'}: got {problem['input']!r}; allowed: {allowed}"
 
 
-def _suggestion(path: Sequence[str]) -> str:
-    fields = _fields_at(path[:-1])
+def _suggestion(model: type[BaseModel], path: Sequence[str]) -> str:
+    fields = _fields_at(model, path[:-1])
     close = difflib.get_close_matches(path[-1], fields, n=1)
     if close:
         return f"; did you mean {'.'.join([*path[:-1], close[0]])}?"
     return f"; there are: {', '.join(fields)}" if fields else ""
 
 
-def _fields_at(path: Sequence[str]) -> list[str]:
-    model: Any = RunConfig
+def _fields_at(model: type[BaseModel], path: Sequence[str]) -> list[str]:
+    there: Any = model
     for part in path:
-        field = getattr(model, "model_fields", {}).get(part)
+        field = getattr(there, "model_fields", {}).get(part)
         if field is None:
             return []
-        model = field.annotation
-    return list(getattr(model, "model_fields", {}))
+        there = field.annotation
+    return list(getattr(there, "model_fields", {}))

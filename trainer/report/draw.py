@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any
 
@@ -59,11 +59,20 @@ def render(chart: Chart, runs: Sequence[Run]) -> tuple[bytes, str]:
     """Draw one chart.
 
     Returns:
+        As `images`.
+    """
+    return images(lambda: _draw(chart, runs), chart)
+
+
+def images(draw: Callable[[], Figure], chart: Chart) -> tuple[bytes, str]:
+    """A figure that ``draw`` makes in this module's style.
+
+    Returns:
         A PNG on white, and an ``<svg>`` element without background for a page that defines `COLOURS`' variables.
     """
     png, svg = io.BytesIO(), io.StringIO()
     with matplotlib.rc_context(SETTINGS):
-        figure = _draw(chart, runs)
+        figure = draw()
         FigureCanvasAgg(figure)
         figure.savefig(png, format="png", dpi=DPI, facecolor="white", metadata={"Software": None})
         FigureCanvasSVG(figure)
@@ -132,7 +141,7 @@ def _draw_panel(axis: Any, panel: Panel, runs: Sequence[Run]) -> None:
         axis.yaxis.set_major_formatter(FuncFormatter(_power_of_ten))
         axis.yaxis.set_minor_formatter(NullFormatter())
         return
-    _number_values(axis)
+    number_values(axis)
     if panel.scale is Scale.FROM_ZERO:
         axis.set_ylim(bottom=0)
 
@@ -150,11 +159,11 @@ def _draw_scores(axis: Any, chart: ScoreChart, runs: Sequence[Run]) -> None:
         if len(ranged) == 1:
             axis.vlines(*ends, color=colour, linewidth=3, alpha=0.3)
         axis.fill_between(*ends, color=colour, alpha=0.16, linewidth=0)
-    _number_values(axis)
+    number_values(axis)
     axis.set_ylim(max(axis.get_ylim()[0], 0), min(axis.get_ylim()[1], 1.02))
 
 
-def _number_values(axis: Any) -> None:
+def number_values(axis: Any) -> None:
     axis.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.6g}".replace("-", "−")))
 
