@@ -228,6 +228,7 @@ def _runs(
         values |= {
             "models.student": str(start),
             "steps": base.steps - updates,
+            "optimisation.warmup_steps": 0,  # it goes on at the full learning rate
             "data.first_prompt": base.data.first_prompt + updates * base.rollouts.prompts_per_step,
         }
     name = "-".join(filter(None, (family, slug, f"seed-{seed}")))

@@ -1,0 +1,124 @@
+"""Studies of the tiny pair on the real server: from start to end, killed at any moment, by two workers at a time."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from random import Random
+
+import psutil
+import pytest
+import yaml
+
+from tests.e2e.tiny_training import ROOT, end_of, environment, write_config
+from trainer.records import METRICS_FILE, curve, read_rows
+
+RUNS = ("vanilla-seed-0", "trb-epsilon-0.1-seed-0", "sft-warmup-seed-0", "sft-sft-1-seed-0")
+STUDENT = {"rollouts.behaviour": {"method": "student"}}
+
+
+def write_study(config: Path, name: str, **families: dict) -> Path:
+    values = {
+        "name": name,
+        "folder": str(config.parent / "studies"),
+        "base": str(config),
+        "set": {"steps": 2, "checkpoints.every": 1},
+        "families": {
+            "vanilla": {},
+            "trb": {"grid": {"rollouts.behaviour.epsilon": [0.1]}},
+            "sft": {"sft_updates": [1]},
+            **families,
+        },
+    }
+    path = config.parent / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def command(study: Path) -> list[str]:
+    return [sys.executable, "-m", "sglang_trb.cli.main", "study", "--config", str(study)]
+
+
+def curves(study: Path) -> dict[str, str]:
+    runs = study.parent / "studies" / study.stem / "runs"
+    return {name: json.dumps(curve(read_rows(runs / name / METRICS_FILE))) for name in RUNS}
+
+
+def log_of(study: Path, run: str) -> str:
+    return (study.parent / "studies" / study.stem / "runs" / run / "train.log").read_text()
+
+
+@pytest.fixture(scope="module")
+def unbroken(pair, server, tmp_path_factory) -> Path:
+    config = write_config(tmp_path_factory.mktemp("study"), pair, server)
+    study = write_study(config, "unbroken", broken={"set": STUDENT | {"data.path": "nowhere.jsonl"}})
+    done = end_of(command(study))
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "trb study: broken-seed-0 failed: trb train: problems: got no file in 'nowhere.jsonl'" in done.stderr
+    assert "4 of 5 runs are done" in done.stdout
+    return study
+
+
+def test_a_study_from_start_to_end(unbroken):
+    for name in RUNS:
+        assert log_of(unbroken, name).count("report: ") == 1, "made once"
+    folder = unbroken.parent / "studies" / "unbroken"
+    warm, after = (json.loads((folder / "runs" / name / "run.json").read_text()) for name in RUNS[2:])
+    assert warm["loss"]["name"] == "sft" and warm["rollouts"]["behaviour"]["method"] == "teacher"
+    assert after["data"]["first_prompt"] == 3 and after["steps"] == 1
+    assert after["models"]["student"].endswith("sft-warmup-seed-0/checkpoints/step-000001/student")
+
+    page = end_of([sys.executable, "-m", "sglang_trb.cli.main", "report", str(folder)])
+    assert page.returncode == 0, page.stderr
+    with (folder / "report" / "table.csv").open() as file:
+        assert [row["family"] for row in csv.DictReader(file)] == ["vanilla", "trb", "sft"]
+
+    again = end_of(command(unbroken))  # tries what failed once more, and nothing else
+    assert again.returncode == 1 and again.stdout.count("begins at update") == 1, again.stdout
+    assert all(log_of(unbroken, name).count("report: ") == 1 for name in RUNS)
+
+
+def test_another_study_in_the_folder_is_refused(unbroken):
+    values = yaml.safe_load(unbroken.read_text())
+    other = unbroken.parent / "other.yaml"
+    for change, says in (
+        ({"set": {"steps": 3}}, "got other settings of 'vanilla-seed-0' than those that were begun there"),
+        ({"families": {"vanilla": {}}}, "got a study without 'trb-epsilon-0.1-seed-0', which was begun there"),
+    ):
+        other.write_text(yaml.safe_dump(values | change))
+        refused = end_of(command(other))
+        assert refused.returncode == 1 and says in refused.stderr and refused.stderr.count("\n") == 1, refused.stderr
+
+
+@pytest.mark.slow
+def test_killed_at_five_moments_it_makes_nothing_twice_and_loses_nothing(unbroken):
+    study = write_study(unbroken.parent / "config.yaml", "killed")
+    random, deadline = Random(5), time.monotonic() + 600
+    for _ in range(5):
+        process = subprocess.Popen(command(study), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL)
+        time.sleep(random.uniform(3, 25))
+        children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert psutil.wait_procs(children, timeout=60)[1] == [], "what a killed study has started ends by itself"
+    while (done := end_of(command(study))).returncode and time.monotonic() < deadline:
+        pass
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert curves(study) == curves(unbroken)
+
+
+@pytest.mark.slow
+def test_two_workers_share_a_study_and_one_server_is_not_for_two(unbroken):
+    study = write_study(unbroken.parent / "config.yaml", "shared")
+    first = subprocess.Popen(command(study), cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True)
+    while "begins at update" not in first.stdout.readline():
+        assert first.poll() is None
+    second = end_of(command(study))
+    assert second.returncode == 1 and "where another worker trains; allowed: servers of its own" in second.stderr
+    first.communicate(timeout=300)
+    assert first.returncode == 0 and curves(study) == curves(unbroken)
