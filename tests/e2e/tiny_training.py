@@ -58,9 +58,13 @@ def train(config: Path, *overrides: str, where: str = "none", count: int = 0) ->
     return end_of([sys.executable, *module, "--config", str(config), *overrides])
 
 
-def end_of(command: list[str], variables: dict[str, str] | None = None) -> subprocess.CompletedProcess:
+def end_of(
+    command: list[str], variables: dict[str, str] | None = None, seconds: float = 200
+) -> subprocess.CompletedProcess:
     variables = environment() | (variables or {})
-    return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=200, check=False)
+    return subprocess.run(
+        command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=seconds, check=False
+    )
 
 
 def environment() -> dict[str, str]:

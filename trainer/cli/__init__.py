@@ -10,6 +10,7 @@ COMMANDS = {
     "evaluate": "pass@1 of a run's checkpoint, with its interval",
     "sweep": "trainings that differ in chosen fields, and the best checkpoint of each",
     "study": "every method, setting and seed of a comparison, resumed where it was stopped",
+    "probe": "whether a behaviour policy writes better prefixes than the student (Fig. 4)",
     "report": "curves and a page of finished or running trainings",
 }
 """Each name is a module of this package with ``run(argv) -> exit status``."""

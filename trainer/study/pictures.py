@@ -18,6 +18,7 @@ from trainer.report.charts import Chart
 from trainer.report.draw import FONT, STYLES, images, number_values
 from trainer.report.style import INK, LINE, SERIES, SOFT
 from trainer.study.inference import interval
+from trainer.study.probe import CONTINUATIONS, read_probe
 from trainer.study.results import MemberResult, StudyResult
 from trainer.study.table import BASELINE, Table
 
@@ -49,7 +50,7 @@ class Picture:
 
 def pictures(study: StudyResult, table: Table) -> Iterator[Picture]:
     """Those that the study has numbers for."""
-    for picture in (_trajectories(table), _entropy(table), _sweep(study), _separation(study)):
+    for picture in (_trajectories(table), _entropy(table), _prefixes(study), _sweep(study), _separation(study)):
         if picture.rows:
             yield picture
 
@@ -108,6 +109,38 @@ def _entropy(table: Table) -> Picture:
         ("method", "step", "teacher_entropy", "runs"),
         rows,
         draw,
+    )
+
+
+def _prefixes(study: StudyResult) -> Picture:
+    """Fig. 4, of the first run that was probed."""
+    probes = ((m.name, found) for m in study.members for run in m.runs if (found := read_probe(run.folder)))
+    name, found = next(probes, ("", None))
+    kinds = [] if found is None else sorted({(s.length, s.continuation) for s in found.successes})
+    rows = [(length, who, *found.gain(who, length)) for length, who in kinds if found is not None]
+    rows = [row for row in rows if all(map(math.isfinite, row[2:]))]
+    title = "What the blend's prefixes gain"
+
+    def draw() -> Figure:
+        figure, axis = _axes(PLOT_HEIGHT, title, [f"the {who} goes on" for who in CONTINUATIONS])
+        lengths = sorted({row[0] for row in rows})
+        for i, who in enumerate(CONTINUATIONS):
+            own = [(lengths.index(length) + 0.36 * (i - 0.5), *gain) for length, kind, *gain in rows if kind == who]
+            places, means, lows, highs = (np.array(column) for column in zip(*own, strict=True))
+            axis.bar(places, 100 * means, 0.32, color=_colour(i), alpha=0.75)
+            axis.vlines(places, 100 * lows, 100 * highs, color=INK, linewidth=1)
+        axis.axhline(0, color=SOFT, linewidth=0.8)
+        axis.set_ylabel("success gained, %", size=FONT - 1)
+        _finish(figure, axis, "tokens of the prefix")
+        axis.set_xticks(range(len(lengths)), lengths)
+        return figure
+
+    caption = (
+        f"Prefixes by {name} at its first step against the untrained student’s own, on the same prompts, each "
+        "continued by the student and by the teacher; 95% intervals over the prompts."
+    )
+    return Picture(
+        Chart("prefixes", title, caption), ("length", "continuation", "relative_gain", "low", "high"), rows, draw
     )
 
 
