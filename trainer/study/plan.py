@@ -54,6 +54,7 @@ class StudyConfig(Section):
     base: str = Field(description="configuration of a run (YAML), which the families change")
     set: dict[str, Any] = Field(default_factory=dict, description="fields of every run, as key.sub: value")
     seeds: tuple[int, ...] = Field((0,), min_length=1, description="each family is run with each of them")
+    processes: int = Field(1, ge=1, description="of a training; more than one: torchrun starts them, on this machine")
     families: dict[str, Family] = Field(min_length=1, description="by name; the methods that are known need no more")
 
     @field_validator("families", mode="before")

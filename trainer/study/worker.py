@@ -107,7 +107,10 @@ class Worker:
         folder = run.config.run_folder
         folder.mkdir(parents=True, exist_ok=True)
         server = ["server.launch=null", "server.launch_options=[]", f"server.urls=[{','.join(self._urls)}]"]
-        command = [sys.executable, "-m", "sglang_trb.cli.main", "train", "--quiet", "--config", self._plan.study.base]
+        study = self._plan.study
+        launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(study.processes), "-m"]
+        command = [sys.executable, "-m", *(launcher if study.processes > 1 else []), "sglang_trb.cli.main", "train"]
+        command += ["--quiet", "--config", study.base]
         environment = os.environ | ({self._plan.base.server.admin_key_variable: self._key} if self._key else {})
         self._note(f"{run.name}: begins at update {_made(run)} of {run.config.steps} (log: {folder / LOG})")
         with (folder / LOG).open("ab") as log:
