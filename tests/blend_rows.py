@@ -40,6 +40,7 @@ RULES = [
     {"rule": Rule.STUDENT},
     {"rule": Rule.TEACHER},
     {"rule": Rule.SKD, "skd_top_k": 3, "skd_temperature": 0.6},
+    {"rule": Rule.MIXTURE, "mixture_alpha": 0.3},
 ]
 
 FLOAT32_ULP = 2.0**-23
@@ -74,6 +75,7 @@ class Row:
     epsilon: float = 0.0
     skd_top_k: int = 15
     skd_temperature: float = 0.6
+    mixture_alpha: float = 0.5
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = TOP_K_OFF
@@ -87,7 +89,7 @@ class Row:
         """Whether a fused step leaves it to torch."""
         filters = self.top_p < 1.0 or self.min_p > 0.0 or (self.top_k < TOP_K_OFF and not self.greedy)
         tiny = self.rule is Rule.TRUST_REGION and 0.0 < self.epsilon < SMALL
-        return filters or tiny or self.rule is Rule.SKD
+        return filters or tiny or self.rule in (Rule.SKD, Rule.MIXTURE)
 
 
 def mixed_rows(**every):

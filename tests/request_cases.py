@@ -132,6 +132,8 @@ CASES: list[Case] = [
     chat("messages", {}),
     chat("tools", [{"function": {"name": 5}}]),
     # Each rule has one place, and its numbers are representable.
+    blend("trb_mixture_alpha", 1.5, trb_rule="mixture"),
+    blend("trb_mixture_alpha", -0.1, trb_rule="mixture"),
     blend("trb_skd_temperature", 1e-50, trb_rule="skd", trb_skd_top_k=5),
     blend("trb_skd_temperature", 1e-40, trb_rule="skd", trb_skd_top_k=5),
     blend("trb_skd_temperature", 1e39, trb_rule="skd", trb_skd_top_k=5),

@@ -122,6 +122,12 @@ def skd(log_p: Row, log_q: Row, top_k: int, temperature: float) -> Row:
         return np.log(kept + replaced * np.exp(log_softmax(below / temperature)))
 
 
+def mixture(log_p: Row, log_q: Row, alpha: float) -> Row:
+    """Rule ``mixture``: log of (1 - alpha) p + alpha q."""
+    with np.errstate(divide="ignore"):
+        return np.log((1 - alpha) * np.exp(log_p) + alpha * np.exp(log_q))
+
+
 RuleReference = Callable[[Row, Row, Mapping[str, float]], tuple[Row, float, float]]
 """From log p, log q and the rule's parameters by name: log mu, beta (NaN where it depends on the draw), KL(mu || p)."""
 
@@ -131,11 +137,17 @@ def _skd(log_p: Row, log_q: Row, settings: Mapping[str, float]) -> tuple[Row, fl
     return log_mu, np.nan, max(kl(log_mu, log_p), 0.0)
 
 
+def _mixture(log_p: Row, log_q: Row, settings: Mapping[str, float]) -> tuple[Row, float, float]:
+    log_mu = mixture(log_p, log_q, settings["mixture_alpha"])
+    return log_mu, settings["mixture_alpha"], max(kl(log_mu, log_p), 0.0)
+
+
 RULES: dict[Rule, RuleReference] = {
     Rule.TRUST_REGION: lambda log_p, log_q, settings: blend(log_p, log_q, settings["epsilon"]),
     Rule.STUDENT: lambda log_p, log_q, settings: (log_p, 0.0, 0.0),
     Rule.TEACHER: lambda log_p, log_q, settings: (log_q, 1.0, max(kl(log_q, log_p), 0.0)),
     Rule.SKD: _skd,
+    Rule.MIXTURE: _mixture,
 }
 """The definition of every rule, on rows that are filtered as the rule says."""
 

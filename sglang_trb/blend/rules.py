@@ -138,8 +138,19 @@ class Skd(BlendedRule):
         return Outcome(marginal, (~keeps_B).double(), kl(marginal, p), p.empty() | q.empty(), ids_B)
 
 
+class Mixture(BlendedRule):
+    """mu = (1 - alpha) p + alpha q, the teacher-mixed sampling of Gu et al. (2024), MiniLLM; beta is alpha."""
+
+    def apply(self, p: Distribution, q: Distribution, rows_B: torch.Tensor, controls: RowControls) -> Outcome:
+        alpha_B = controls.settings["mixture_alpha"]
+        log_p_BV, log_q_BV = p.log_probs() + (-alpha_B).log1p()[:, None], q.log_probs() + alpha_B.log()[:, None]
+        mu = Distribution.from_logits(torch.logaddexp(log_p_BV, log_q_BV))
+        return Outcome(mu, alpha_B.clone(), kl(mu, p), p.empty() | q.empty())
+
+
 BLENDED_RULES: dict[Rule, BlendedRule] = {
-    blended.rule: blended for blended in (TrustRegion(Rule.TRUST_REGION), Teacher(Rule.TEACHER), Skd(Rule.SKD))
+    blended.rule: blended
+    for blended in (TrustRegion(Rule.TRUST_REGION), Teacher(Rule.TEACHER), Skd(Rule.SKD), Mixture(Rule.MIXTURE))
 }
 """Every rule but ``student``, in the order in which a step applies them."""
 

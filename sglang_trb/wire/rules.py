@@ -79,6 +79,7 @@ class Parameter:
 EPSILON = Parameter("epsilon", float, 0, math.inf, neutral=0.0, unit="nats", default=0.0, names_rule=True)
 SKD_TOP_K = Parameter("skd_top_k", int, 1, MAX_SKD_TOP_K, neutral=1)
 SKD_TEMPERATURE = Parameter("skd_temperature", float, MIN_TEMPERATURE, MAX_TEMPERATURE, neutral=1.0)
+MIXTURE_ALPHA = Parameter("mixture_alpha", float, 0, 1, neutral=0.0)
 
 
 class Rule(StrEnum):
@@ -102,6 +103,7 @@ class Rule(StrEnum):
     STUDENT = ("student",)
     TEACHER = ("teacher",)
     SKD = "skd", SKD_TOP_K, SKD_TEMPERATURE
+    MIXTURE = "mixture", MIXTURE_ALPHA
 
 
 PARAMETERS: dict[str, Parameter] = {parameter.name: parameter for rule in Rule for parameter in rule.parameters}

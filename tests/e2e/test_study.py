@@ -22,22 +22,19 @@ from trainer.rollouts.journal import StepJournal
 from trainer.study.probe import read_probe
 
 RUNS = ("vanilla-seed-0", "sft-warmup-seed-0", "sft-sft-1-seed-0")
+BROKEN = {"broken": {"set": {"rollouts.behaviour": {"method": "student"}, "data.path": "nowhere.jsonl"}}}
 
 pytestmark = pytest.mark.timeout(900)
-STUDENT = {"rollouts.behaviour": {"method": "student"}}
 
 
-def write_study(config: Path, name: str, **families: dict) -> Path:
+def write_study(config: Path, name: str, steps: int = 2, **families: dict) -> Path:
+    """Vanilla OPD and what else is asked for."""
     values = {
         "name": name,
         "folder": str(config.parent / "studies"),
         "base": str(config),
-        "set": {"steps": 2, "checkpoints.every": 1},
-        "families": {
-            "vanilla": {},
-            "sft": {"sft_updates": [1]},
-            **families,
-        },
+        "set": {"steps": steps, "checkpoints.every": 1},
+        "families": {"vanilla": {}, **families},
     }
     path = config.parent / f"{name}.yaml"
     path.write_text(yaml.safe_dump(values, sort_keys=False))
@@ -58,33 +55,47 @@ def log_of(study: Path, run: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def unbroken(pair, server, tmp_path_factory) -> Path:
-    config = write_config(tmp_path_factory.mktemp("study"), pair, server)
-    study = write_study(config, "unbroken", broken={"set": STUDENT | {"data.path": "nowhere.jsonl"}})
+def config_of_all(pair, server, tmp_path_factory) -> Path:
+    return write_config(tmp_path_factory.mktemp("study"), pair, server)
+
+
+@pytest.fixture(scope="module")
+def unbroken(config_of_all) -> Path:
+    """A study with supervised updates before one of its runs."""
+    study = write_study(config_of_all, "unbroken", sft={"sft_updates": [1]})
     done = end_of(command(study), seconds=600)
-    assert done.returncode == 1, done.stdout + done.stderr
-    assert "trb study: broken-seed-0 failed: trb train: problems: got no file in 'nowhere.jsonl'" in done.stderr
-    assert "3 of 4 runs are done" in done.stdout
+    assert done.returncode == 0, done.stdout + done.stderr
     return study
 
 
-def test_a_study_from_start_to_end(unbroken):
-    for name in RUNS:
-        assert log_of(unbroken, name).count("report: ") == 1, "made once"
+def test_one_run_fails_and_the_others_are_made_once(config_of_all):
+    study = write_study(config_of_all, "failing", steps=1, **BROKEN)
+    done = end_of(command(study), seconds=600)
+    assert done.returncode == 1 and "1 of 2 runs are done" in done.stdout, done.stdout + done.stderr
+    assert "trb study: broken-seed-0 failed: trb train: problems: got no file in 'nowhere.jsonl'" in done.stderr
+    again = end_of(command(study), seconds=600)
+    assert again.returncode == 1 and again.stdout.count("begins at update") == 1, again.stdout
+    assert log_of(study, "vanilla-seed-0").count("report: ") == 1, "made once"
+
+    values = yaml.safe_load(study.read_text())
+    other = study.parent / "other.yaml"
+    other.write_text(yaml.safe_dump(values | {"set": {"steps": 3}}, sort_keys=False))
+    refused = end_of(command(other))
+    says = "got other settings of 'vanilla-seed-0' than those that were begun there"
+    assert refused.returncode == 1 and says in refused.stderr and refused.stderr.count("\n") == 1, refused.stderr
+
+
+@pytest.mark.slow
+def test_supervised_updates_come_before_a_run_and_all_is_reported(unbroken):
     folder = unbroken.parent / "studies" / "unbroken"
     warm, after = (json.loads((folder / "runs" / name / "run.json").read_text()) for name in RUNS[1:])
     assert warm["loss"]["name"] == "sft" and warm["rollouts"]["behaviour"]["method"] == "teacher"
     assert after["data"]["first_prompt"] == 3 and after["steps"] == 1
     assert after["models"]["student"].endswith("sft-warmup-seed-0/checkpoints/step-000001/student")
-
     page = end_of([sys.executable, "-m", "sglang_trb.cli.main", "report", str(folder)])
     assert page.returncode == 0, page.stderr
     with (folder / "report" / "table.csv").open() as file:
         assert [row["family"] for row in csv.DictReader(file)] == ["vanilla", "sft"]
-
-    again = end_of(command(unbroken), seconds=600)  # tries what failed once more, and nothing else
-    assert again.returncode == 1 and again.stdout.count("begins at update") == 1, again.stdout
-    assert all(log_of(unbroken, name).count("report: ") == 1 for name in RUNS)
 
 
 def test_prefixes_are_probed_once(config):
@@ -115,21 +126,9 @@ def test_prefixes_are_probed_once(config):
     assert again.stdout == done.stdout and len(counts) == 10 and all(wanted == had for wanted, had in counts)
 
 
-def test_another_study_in_the_folder_is_refused(unbroken):
-    values = yaml.safe_load(unbroken.read_text())
-    other = unbroken.parent / "other.yaml"
-    for change, says in (
-        ({"set": {"steps": 3}}, "got other settings of 'vanilla-seed-0' than those that were begun there"),
-        ({"families": {"vanilla": {}}}, "got a study without 'sft-warmup-seed-0', which was begun there"),
-    ):
-        other.write_text(yaml.safe_dump(values | change, sort_keys=False))
-        refused = end_of(command(other))
-        assert refused.returncode == 1 and says in refused.stderr and refused.stderr.count("\n") == 1, refused.stderr
-
-
 @pytest.mark.slow
 def test_killed_at_five_moments_it_makes_nothing_twice_and_loses_nothing(unbroken):
-    study = write_study(unbroken.parent / "config.yaml", "killed")
+    study = write_study(unbroken.parent / "config.yaml", "killed", sft={"sft_updates": [1]})
     random, deadline = Random(5), time.monotonic() + 600
     for _ in range(5):
         process = subprocess.Popen(command(study), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL)
@@ -146,7 +145,7 @@ def test_killed_at_five_moments_it_makes_nothing_twice_and_loses_nothing(unbroke
 
 @pytest.mark.slow
 def test_two_workers_share_a_study_and_one_server_is_not_for_two(unbroken):
-    study = write_study(unbroken.parent / "config.yaml", "shared")
+    study = write_study(unbroken.parent / "config.yaml", "shared", sft={"sft_updates": [1]})
     first = subprocess.Popen(command(study), cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True)
     while "begins at update" not in first.stdout.readline():
         assert first.poll() is None

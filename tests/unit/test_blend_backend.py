@@ -41,6 +41,7 @@ def test_another_is_refused_with_what_is_allowed(monkeypatch, named):
         (BlendParams(Rule.TRUST_REGION, 0.0), False, False),
         (BlendParams(Rule.TRUST_REGION, 1e-9), False, True),
         (BlendParams(Rule.SKD, 15, 0.6), False, True),
+        (BlendParams(Rule.MIXTURE, 0.2), False, True),
         (BlendParams(Rule.STUDENT), True, True),
     ],
     ids=str,

@@ -98,6 +98,7 @@ def rows_of(epsilon, top_k, skd_temperature, temperature):
         {"rule": Rule.STUDENT},
         {"rule": Rule.TEACHER},
         {"rule": Rule.SKD, "skd_top_k": top_k, "skd_temperature": skd_temperature},
+        *[{"rule": Rule.MIXTURE, "mixture_alpha": alpha} for alpha in (0.0, 0.2, 1.0)],
     ]
     return [Row(**rule, greedy=greedy, temperature=temperature) for rule in rules for greedy in (False, True)]
 
@@ -114,7 +115,8 @@ def close_call(log_q, top_k):
 
 def check_row(row, want, log_mu, output, i):
     """Row i of a step against the definition: the law, its KL, the token."""
-    nothing = {Rule.TEACHER: (want.q,), Rule.SKD: (want.p, want.q)}.get(row.rule, (want.p,))
+    both = (want.p, want.q)
+    nothing = {Rule.TEACHER: (want.q,), Rule.SKD: both, Rule.MIXTURE: both}.get(row.rule, (want.p,))
     if any(np.isneginf(law).all() for law in nothing):
         assert output.error_B[i] == EMPTY_SUPPORT
         return

@@ -34,6 +34,8 @@ FREQUENCY_ROWS = [
     Row(rule=Rule.TEACHER, min_p=0.02),
     Row(rule=Rule.SKD, skd_top_k=4, skd_temperature=0.6),
     Row(rule=Rule.SKD, skd_top_k=2, skd_temperature=1.0, top_k=12),
+    Row(rule=Rule.MIXTURE, mixture_alpha=0.2),
+    Row(rule=Rule.MIXTURE, mixture_alpha=0.6, top_k=9, temperature=1.3),
 ]
 
 

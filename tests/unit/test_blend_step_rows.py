@@ -58,7 +58,7 @@ def test_a_teacher_without_support(rule):
     mask_BV[:, 10:20] = False
     teacher_BV[:, 10:20] = -INF
     output = blend_step(student_BV, teacher_BV, controls([Row(**rule)]), ONE_STOP, mask_BV=mask_BV)
-    needs_teacher = rule["rule"] in (Rule.TEACHER, Rule.SKD)
+    needs_teacher = rule["rule"] in (Rule.TEACHER, Rule.SKD, Rule.MIXTURE)
     assert output.error_B.item() == (EMPTY_SUPPORT if needs_teacher else OK)
     if not needs_teacher:
         assert 10 <= output.token_ids_B.item() < 20 and output.record.beta.item() == 0.0

@@ -145,6 +145,7 @@ BEHAVIOURS = [
     ({"method": "student"}, 0, Rule.STUDENT, 0.0, 1.0),
     ({"method": "temperature_warmup", "initial_temperature": 0.8, "warmup_steps": 10}, 5, Rule.STUDENT, 0.0, 0.9),
     ({"method": "skd", "top_k": 15, "teacher_temperature": 0.6}, 3, Rule.SKD, 0.0, 1.0),
+    ({"method": "mixture", "alpha": 0.3}, 3, Rule.MIXTURE, 0.0, 1.0),
     ({"method": "teacher"}, 3, Rule.TEACHER, 0.0, 1.0),
 ]
 

@@ -31,6 +31,7 @@ EXTRAS = {
     "support": {"custom_params": {"trb_epsilon": 0.01, "trb_return": "support_both"}},
     "teacher": {"custom_params": {"trb_rule": "teacher"}},
     "skd": {"custom_params": {"trb_rule": "skd", "trb_skd_top_k": 15, "trb_skd_temperature": 0.6}},
+    "mixture": {"custom_params": {"trb_rule": "mixture", "trb_mixture_alpha": 0.2}},
     "tiny budget": {"custom_params": {"trb_epsilon": 1e-12}},
 }
 """What one request may ask for that its neighbours do not."""

@@ -39,6 +39,7 @@ ROWS = [
 UNFUSED = [
     Row(epsilon=0.1, top_p=0.7),
     Row(rule=Rule.SKD, skd_top_k=3),
+    Row(rule=Rule.MIXTURE, mixture_alpha=0.3),
     Row(epsilon=1e-9),
     Row(rule=Rule.TEACHER, top_k=3),
 ]

@@ -16,6 +16,7 @@ returns = st.sampled_from(Return)
 params = st.one_of(
     st.builds(BlendParams, st.just(Rule.TRUST_REGION), st.floats(0, 1e300), returned=returns),
     st.builds(BlendParams, st.sampled_from([Rule.STUDENT, Rule.TEACHER]), returned=returns),
+    st.builds(lambda alpha, **rest: BlendParams(Rule.MIXTURE, alpha, **rest), st.floats(0, 1), returned=returns),
     st.builds(
         BlendParams,
         st.just(Rule.SKD),

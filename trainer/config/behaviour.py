@@ -82,6 +82,17 @@ class InterleavedTeacher(Section):
         return BlendParams(Rule.SKD, self.top_k, self.teacher_temperature, returned=Return.SUPPORT), 1.0
 
 
+class TeacherMixed(Section):
+    """Each token from (1 - alpha) p + alpha q: the teacher-mixed sampling of Gu et al. (2024), MiniLLM."""
+
+    method: Literal["mixture"]
+    alpha: float = Field(0.2, ge=0, le=1, description="the teacher's share; 0.2 is MiniLLM's")
+
+    def at(self, step: int) -> tuple[BlendParams, float]:
+        """The rule and the temperature of step k."""
+        return BlendParams(Rule.MIXTURE, self.alpha, returned=Return.SUPPORT), 1.0
+
+
 class Teacher(Section):
     """The teacher's own responses: the data of SFT warmup (Table 4)."""
 
@@ -93,7 +104,7 @@ class Teacher(Section):
 
 
 Behaviour = Annotated[
-    TrustRegion | FixedEpsilon | Student | TemperatureWarmup | InterleavedTeacher | Teacher,
+    TrustRegion | FixedEpsilon | Student | TemperatureWarmup | InterleavedTeacher | TeacherMixed | Teacher,
     Field(discriminator="method"),
 ]
 """Who picks the tokens of the rollouts; ``at(k)`` gives the rule and the temperature of step k."""

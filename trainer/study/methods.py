@@ -58,6 +58,7 @@ METHODS: dict[str, Method] = {
         {f"{BEHAVIOUR}.initial_temperature": (0.8, 0.9, 0.95), f"{BEHAVIOUR}.warmup_steps": (15, 25)},
     ),
     "sft": Method("SFT warm-up", STUDENT, sft_updates=(15, 25, 50)),
+    "mixture": Method("Teacher-mixed sampling", {BEHAVIOUR: {"method": "mixture"}}, {f"{BEHAVIOUR}.alpha": (0.2,)}),
     "entropy_aware": Method("Entropy-aware OPD", _loss("entropy_aware")),
     "tip": Method("TIP", _loss("tip")),
     "forward_kl": Method("Forward KL", _loss("forward_kl")),
