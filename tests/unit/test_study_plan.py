@@ -156,3 +156,15 @@ def test_the_record_says_what_the_report_needs(tmp_path):
         "first_step": 25,
         "runs": {"3": "sft-sft-25-seed-3"},
     }
+
+
+def test_methods_meet_where_they_should(tmp_path):
+    """TRB without a budget is vanilla OPD, without annealing fixed ε, after its warm-up vanilla OPD again."""
+    grids = {"rollouts.behaviour.epsilon": [0.0, 0.02], "rollouts.behaviour.warmup_steps": [15]}
+    fixed = {"grid": {"rollouts.behaviour.epsilon": [0.02]}}
+    plan = plan_of(tmp_path, families={"vanilla": {}, "trb": {"grid": grids}, "fixed_epsilon": fixed})
+    vanilla, without, trb, fixed = (member.runs[0].config for member in plan.members)
+    for step in range(30):
+        assert without.sampling(step) == vanilla.sampling(step)
+        assert fixed.sampling(step) == trb.sampling(0)
+        assert (trb.sampling(step) == vanilla.sampling(step)) is (step >= 15)
