@@ -8,7 +8,6 @@ from typing import Any
 COMMANDS = {
     "train": "distil the teacher into the student: collect, train, push, evaluate; resumes by itself",
     "evaluate": "pass@1 of a run's checkpoint, with its interval",
-    "sweep": "trainings that differ in chosen fields, and the best checkpoint of each",
     "study": "every method, setting and seed of a comparison, resumed where it was stopped",
     "probe": "whether a behaviour policy writes better prefixes than the student (Fig. 4)",
     "report": "curves and a page of finished or running trainings",

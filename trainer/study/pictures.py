@@ -50,7 +50,7 @@ class Picture:
 
 def pictures(study: StudyResult, table: Table) -> Iterator[Picture]:
     """Those that the study has numbers for."""
-    for picture in (_trajectories(table), _entropy(table), _prefixes(study), _sweep(study), _separation(study)):
+    for picture in (_trajectories(table), _entropy(table), _prefixes(study), _settings(study), _separation(study)):
         if picture.rows:
             yield picture
 
@@ -144,7 +144,7 @@ def _prefixes(study: StudyResult) -> Picture:
     )
 
 
-def _sweep(study: StudyResult) -> Picture:
+def _settings(study: StudyResult) -> Picture:
     """Fig. 5 and 6."""
     rows = []
     for members in study.families().values():

@@ -12,10 +12,25 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from trainer.study.scores import checked_suite
-from trainer.study.sweep import Result
 
 Family = Mapping[str, Mapping[int, Mapping[str, ArrayLike]]]
 """Scores by member, step and benchmark: [problems], or [seeds, problems], which are averaged over the seeds."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """The checkpoint with the highest mean over the benchmarks.
+
+    Attributes:
+        name: of the member.
+        step: updates.
+        mean: of ``scores``, pass@1 by benchmark.
+    """
+
+    name: str
+    step: int
+    mean: float
+    scores: dict[str, float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +47,7 @@ class SplitSelection:
     chosen: dict[tuple[str, int], float]
 
 
-def select(family: Family) -> Result:
+def select(family: Family) -> Selection:
     """The checkpoint with the highest suite mean, reported on the problems that chose it: the paper's way (App. A.1).
 
     The suite mean is the unweighted mean over the benchmarks. Equal means (to 1e-12) go to the earlier step, then to
@@ -46,7 +61,7 @@ def select(family: Family) -> Result:
     suite_C = np.mean(list(means.values()), 0)
     best = int(_first_highest(suite_C))
     name, step = candidates[best]
-    return Result(name, step, float(suite_C[best]), {key: float(means_C[best]) for key, means_C in means.items()})
+    return Selection(name, step, float(suite_C[best]), {key: float(means_C[best]) for key, means_C in means.items()})
 
 
 def select_split(family: Family, seed: int = 0, splits: int = 100) -> SplitSelection:
