@@ -164,6 +164,7 @@ def _draw_scores(axis: Any, chart: ScoreChart, runs: Sequence[Run]) -> None:
 
 
 def number_values(axis: Any) -> None:
+    """A few ticks, written as numbers are elsewhere in the report."""
     axis.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.6g}".replace("-", "−")))
 
