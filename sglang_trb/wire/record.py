@@ -70,9 +70,7 @@ class TokenStatistics(Columns[Column]):
     student_logprob: Column = dataclasses.field(metadata=_says("nats", "the student's log-probability of the token"))
     teacher_logprob: Column = dataclasses.field(metadata=_says("nats", "the teacher's"))
     beta: Column = dataclasses.field(
-        metadata=_says(
-            "0 to 1", "the teacher's exponent; of skd 1 where it replaced the token, of mixture alpha"
-        )
+        metadata=_says("0 to 1", "the teacher's exponent; of skd 1 where it replaced the token, of mixture alpha")
     )
     kl: Column = dataclasses.field(
         metadata=_says("nats", "KL(mu || p); infinite where mu leaves the student's support")
