@@ -178,6 +178,7 @@ def _settings(study: StudyResult) -> Picture:
 
 def _separation(study: StudyResult) -> Picture:
     """Fig. 7."""
+    title = "Teacher log-probability and separability"
     rows = []
     for member in study.members:
         if member.family in (BASELINE, "trb", "fixed_epsilon"):
@@ -186,23 +187,24 @@ def _separation(study: StudyResult) -> Picture:
                 rows.append((member.name, *pooled))
 
     def draw() -> Figure:
-        figure, axis = _axes(PLOT_HEIGHT, "Likelier to the teacher, harder to tell apart", [], right=0.75)
-        names, xs, ys, rewards = zip(*rows, strict=True)
+        figure, axis = _axes(PLOT_HEIGHT, title, [], left=0.78)
+        _, xs, ys, rewards = zip(*rows, strict=True)
         colours = LinearSegmentedColormap.from_list("reward", [LINE, SERIES[0], INK])
-        points = axis.scatter(xs, ys, c=rewards, cmap=colours, edgecolor=SOFT, linewidth=0.6, zorder=3)
-        for name, x, y in zip(names, xs, ys, strict=True):
-            axis.annotate(_short(name), (x, y), xytext=(4, 3), textcoords="offset points", size=FONT - 4, color=SOFT)
-        bar = figure.colorbar(points, ax=axis, pad=0.03)
-        bar.set_label("reward", size=FONT - 1)
+        axis.scatter(xs, ys, c=rewards, cmap=colours, edgecolor=SOFT, linewidth=0.6, zorder=3)
+        for name, x, y, reward in rows:
+            right = x > (min(xs) + max(xs)) / 2
+            place: dict[str, Any] = {"xytext": (-5 if right else 5, 0), "ha": "right" if right else "left"}
+            text = f"{_short(str(name))}, reward {reward:.2f}"
+            axis.annotate(text, (x, y), textcoords="offset points", va="center", size=FONT - 3, color=SOFT, **place)
         axis.set_ylabel("AUROC", size=FONT - 1)
         return _finish(figure, axis, "mean log-probability by the teacher, nats a token")
 
     caption = (
         f"Rollouts of the first {FIRST_UPDATES} updates. AUROC: how well a rollout’s mean log q − log p tells right "
-        "answers from wrong ones; the mean of the steps’."
+        "answers from wrong ones; the mean of the steps’. The darker, the more reward."
     )
     heads = ("setting", "teacher_logprob", "auroc", "reward")
-    return Picture(Chart("separation", "Likelier to the teacher, harder to tell apart", caption), heads, rows, draw)
+    return Picture(Chart("separation", title, caption), heads, rows, draw)
 
 
 def _early(member: MemberResult, field: str) -> float:
@@ -211,16 +213,14 @@ def _early(member: MemberResult, field: str) -> float:
     return float(np.mean(values)) if values else math.nan
 
 
-def _axes(
-    plot_height: float, title: str, names: Sequence[str], left: float = 0.62, right: float = 0.16
-) -> tuple[Figure, Any]:
+def _axes(plot_height: float, title: str, names: Sequence[str], left: float = 0.62) -> tuple[Figure, Any]:
     """A figure with one pair of axes under its title and legend; inches."""
     columns = 2 if max(map(len, names), default=0) > 12 else 3
     legend_rows = -(-len(names) // columns)
     top = 0.42 + 0.2 * legend_rows
     height = plot_height + top + 0.46
     figure = Figure(figsize=(WIDTH, height))
-    figure.subplots_adjust(left / WIDTH, 0.46 / height, 1 - right / WIDTH, 1 - top / height)
+    figure.subplots_adjust(left / WIDTH, 0.46 / height, 1 - 0.16 / WIDTH, 1 - top / height)
     figure.text(0.1 / WIDTH, 1 - 0.08 / height, title, size=FONT + 2, weight="bold", va="top")
     if names:
         lines = [Line2D([], [], color=_colour(i), linestyle=_style(i)) for i in range(len(names))]
