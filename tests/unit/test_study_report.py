@@ -39,7 +39,7 @@ SETTINGS = {
 def write_run(study, name, chance, seed, first_step=0, problems=64, digest="digest", benchmarks=("sums", "words")):
     folder = study / "runs" / name
     log = MetricsLog(folder / METRICS_FILE)
-    write_settings(folder, SETTINGS)
+    write_settings(folder, SETTINGS | {"steps": 4 - first_step})
     generator = np.random.default_rng([seed, round(1000 * chance)])
     for step in range(5 - first_step):
         row = {"step": step, fields.TEACHER_ENTROPY: 1 / (1 + step), fields.TIME.of("train"): 2.0}
@@ -167,6 +167,12 @@ def test_what_cannot_be_shown_is_one_clear_line(study, tmp_path):
     write_run(study, "a-1", 0.9, 1, digest="other")
     with pytest.raises(ScoresBroken, match="a-1: sums has other problems than in v-0; they cannot be compared"):
         read_study(study)
+    metrics = study / "runs" / "v-0" / METRICS_FILE
+    whole = metrics.read_text()
+    metrics.write_text(whole[:-9])  # a last line without its end is no row
+    with pytest.raises(ScoresBroken, match="v-0/metrics.jsonl: got 3 updates of a run that is complete with 4"):
+        read_study(study)
+    metrics.write_text(whole)
     with (study / "runs" / "v-0" / METRICS_FILE).open("a") as file:
         file.write("half a l\n")
     with pytest.raises(RecordsBroken, match="v-0/metrics.jsonl, line 6: not a row"):

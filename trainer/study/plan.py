@@ -53,7 +53,7 @@ class StudyConfig(Section):
     folder: str = Field("studies", description="where the study's folder is made")
     base: str = Field(description="configuration of a run (YAML), which the families change")
     set: dict[str, Any] = Field(default_factory=dict, description="fields of every run, as key.sub: value")
-    seeds: tuple[int, ...] = Field((0,), min_length=1, description="each family is run with each of them")
+    seeds: tuple[int, ...] = Field((0,), description="each family is run with each of them")
     processes: int = Field(1, ge=1, description="of a training; more than one: torchrun starts them, on this machine")
     families: dict[str, Family] = Field(min_length=1, description="by name; the methods that are known need no more")
 
@@ -70,7 +70,7 @@ class StudyConfig(Section):
     @field_validator("seeds")
     @classmethod
     def _different(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
-        if len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
             raise ValueError(f"got {list(seeds)}; allowed: different numbers, 0 and more")
         return seeds
 

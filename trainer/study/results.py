@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from trainer.errors import TrainerError
-from trainer.records import METRICS_FILE, Row, fields, read_rows, read_scores
+from trainer.records import METRICS_FILE, Row, fields, read_rows, read_scores, read_settings
 from trainer.report.runs import NothingToReport
 from trainer.study.plan import RUNS
 from trainer.study.queue import STUDY_FILE, OtherStudy, State, state_of
@@ -20,7 +20,7 @@ Suite = dict[str, np.ndarray]
 
 
 class ScoresBroken(TrainerError, ValueError):
-    """Runs that cannot be compared; the message names them."""
+    """Runs that cannot be compared, or have lost a part of what they recorded; the message names them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +137,8 @@ def read_study(folder: Path) -> StudyResult:
     Raises:
         NothingToReport: no study, or no run of it has recorded anything.
         OtherStudy: its record is damaged.
-        ScoresBroken: two runs were evaluated on different problems.
+        ScoresBroken: two runs were evaluated on different problems, or a complete one lacks updates.
+        SettingsBroken: a run's settings are damaged.
         RecordsBroken: a run's file is damaged.
     """
     members = _without_ungraded(list(_members(folder)))
@@ -168,6 +169,10 @@ def _members(folder: Path) -> Iterator[MemberResult]:
 def _run(folder: Path, name: str, seed: int, first_step: int, problems: dict[str, tuple[str, str]]) -> RunResult:
     where = folder / RUNS / name
     rows = read_rows(where / METRICS_FILE) if (where / METRICS_FILE).is_file() else []
+    state, last = state_of(folder, name), int(rows[-1]["step"]) if rows else 0
+    steps = read_settings(where).get("steps") if state is State.DONE else last
+    if last != steps:
+        raise ScoresBroken(f"{where / METRICS_FILE}: got {last} updates of a run that is complete with {steps}")
     scores: dict[int, dict[str, np.ndarray]] = {}
     for row in rows:
         for benchmark in filter(None, map(fields.PASS_AT_1.member, row)):
@@ -179,7 +184,7 @@ def _run(folder: Path, name: str, seed: int, first_step: int, problems: dict[str
                 raise ScoresBroken(f"{name}: {benchmark} has other problems than in {first}; they cannot be compared")
             scores.setdefault(int(row["step"]) + first_step, {})[benchmark] = kept.shares()
     shifted = [{**row, "step": row["step"] + first_step} for row in rows]
-    return RunResult(name, where, seed, state_of(folder, name), shifted, scores)
+    return RunResult(name, where, seed, state, shifted, scores)
 
 
 def _without_ungraded(members: Sequence[MemberResult]) -> tuple[list[MemberResult], dict[str, int]]:
