@@ -335,6 +335,7 @@ BASELINES = {
     "fixed epsilon": ["rollouts.behaviour={method: fixed_epsilon, epsilon: 0.05}"],
     "temperature warmup": ["rollouts.behaviour={method: temperature_warmup, warmup_steps: 2}"],
     "SKD": ["rollouts.behaviour={method: skd, top_k: 15, teacher_temperature: 0.6}"],
+    "teacher-mixed sampling": ["rollouts.behaviour={method: mixture, alpha: 0.3}"],
     "Veto": [STUDENT, "loss={name: veto}"],
     "Veto, target to student": [STUDENT, "loss={name: veto, direction: target_to_student}"],
     "entropy-aware": [STUDENT, "loss={name: entropy_aware}"],

@@ -47,10 +47,11 @@ names = st.text(st.characters(codec="utf-8"), min_size=9, max_size=12)
 blends = st.fixed_dictionaries(
     {},
     optional={
-        "trb_rule": st.sampled_from(["trust_region", "student", "teacher", "skd"]),
+        "trb_rule": st.sampled_from(["trust_region", "student", "teacher", "skd", "mixture"]),
         "trb_epsilon": st.floats(0, 1e38),
         "trb_skd_top_k": st.integers(1, 3000),
         "trb_skd_temperature": st.floats(1e-3, 1e3),
+        "trb_mixture_alpha": st.floats(0, 1),
         "trb_return": st.sampled_from(["none", "summary", "tokens", "support", "support_both"]),
         "other": scalars,
     },

@@ -100,6 +100,10 @@ def law(p: np.ndarray, q: np.ndarray, rule: str, sampling: dict[str, Any]) -> tu
         return q, 1.0
     if rule == "skd":
         return skd(p, q, sampling["trb_skd_top_k"], sampling["trb_skd_temperature"]), np.nan
+    if rule == "mixture":
+        alpha = sampling["trb_mixture_alpha"]
+        with np.errstate(divide="ignore"):
+            return np.log((1 - alpha) * np.exp(p) + alpha * np.exp(q)), alpha
     epsilon = sampling.get("trb_epsilon", 0.0)
     support = np.isfinite(p) & np.isfinite(q)
     if epsilon == 0.0 or not support.any():

@@ -47,8 +47,9 @@ def test_rows_that_leave_mid_batch_leave_the_others_right(server: Server, oracle
         {"trb_epsilon": 0.0},
         {"trb_rule": "teacher"},
         {"trb_rule": "skd", "trb_skd_top_k": 15, "trb_skd_temperature": 1.0},
+        {"trb_rule": "mixture", "trb_mixture_alpha": 0.3},
     ],
-    ids=["trust_region", "student", "teacher", "skd"],
+    ids=["trust_region", "student", "teacher", "skd", "mixture"],
 )
 def test_sampled_frequencies_follow_the_law(server: Server, oracle: Oracle, blend: dict[str, Any]) -> None:
     ids = prompts(1, 16, seed=3)[0]
