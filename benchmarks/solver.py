@@ -31,8 +31,9 @@ import torch
 
 from sglang_trb.blend import BlendOutput, RowControls, StopAlignment, blend_step, reference, solver, trust_region_blend
 from sglang_trb.blend.distribution import Distribution
-from sglang_trb.blend.types import TOP_K_OFF
+from sglang_trb.blend.types import COLUMN_DTYPES, TOP_K_OFF
 from sglang_trb.wire.params import Rule
+from sglang_trb.wire.rules import PARAMETERS
 
 ROOT = Path(__file__).resolve().parent.parent
 BISECTIONS = 30
@@ -141,9 +142,12 @@ def bisect(student_BV: torch.Tensor, teacher_BV: torch.Tensor, epsilon_B: torch.
 def step_controls(epsilon_B: torch.Tensor) -> RowControls:
     """Trust-region rows with nothing else asked for but the student's support, as the training loop asks."""
     ones_B = torch.ones_like(epsilon_B)
+    neutral = {
+        name: torch.full_like(epsilon_B, p.neutral, dtype=COLUMN_DTYPES[p.type]) for name, p in PARAMETERS.items()
+    }
     return RowControls(
         rule_B=torch.full_like(epsilon_B, Rule.TRUST_REGION.code, dtype=torch.int8),
-        settings={"epsilon": epsilon_B.double(), "skd_top_k": ones_B.int(), "skd_temperature": ones_B.double()},
+        settings=neutral | {"epsilon": epsilon_B.double()},
         temperature_B=ones_B,
         top_p_B=ones_B,
         top_k_B=torch.full_like(epsilon_B, TOP_K_OFF, dtype=torch.int32),

@@ -123,9 +123,10 @@ def skd(log_p: Row, log_q: Row, top_k: int, temperature: float) -> Row:
 
 
 def mixture(log_p: Row, log_q: Row, alpha: float) -> Row:
-    """Rule ``mixture``: log of (1 - alpha) p + alpha q."""
-    with np.errstate(divide="ignore"):
-        return np.log((1 - alpha) * np.exp(log_p) + alpha * np.exp(log_q))
+    """Rule ``mixture``: log of (1 - alpha) p + alpha q, without the model whose share is 0."""
+    if alpha in (0.0, 1.0):
+        return log_q if alpha else log_p
+    return log_softmax(np.logaddexp(log_p + np.log1p(-alpha), log_q + np.log(alpha)))
 
 
 RuleReference = Callable[[Row, Row, Mapping[str, float]], tuple[Row, float, float]]

@@ -141,11 +141,15 @@ class Skd(BlendedRule):
 class Mixture(BlendedRule):
     """mu = (1 - alpha) p + alpha q, the teacher-mixed sampling of Gu et al. (2024), MiniLLM; beta is alpha."""
 
+    def rows(self, controls: RowControls) -> torch.Tensor:
+        return super().rows(controls) & (controls.settings["mixture_alpha"] > 0)
+
     def apply(self, p: Distribution, q: Distribution, rows_B: torch.Tensor, controls: RowControls) -> Outcome:
         alpha_B = controls.settings["mixture_alpha"]
         log_p_BV, log_q_BV = p.log_probs() + (-alpha_B).log1p()[:, None], q.log_probs() + alpha_B.log()[:, None]
-        mu = Distribution.from_logits(torch.logaddexp(log_p_BV, log_q_BV))
-        return Outcome(mu, alpha_B.clone(), kl(mu, p), p.empty() | q.empty())
+        whole_B = alpha_B == 1
+        mu = Distribution.from_logits(torch.logaddexp(log_p_BV, log_q_BV)).where(whole_B, q)
+        return Outcome(mu, alpha_B.clone(), kl(mu, p), q.empty() | (p.empty() & ~whole_B))
 
 
 BLENDED_RULES: dict[Rule, BlendedRule] = {

@@ -26,6 +26,7 @@ RULES = [
     {"rule": Rule.STUDENT},
     {"rule": Rule.TEACHER},
     {"rule": Rule.SKD, "skd_top_k": 15, "skd_temperature": 0.6},
+    {"rule": Rule.MIXTURE, "mixture_alpha": 0.2},
     {"rule": Rule.TRUST_REGION, "epsilon": 0.01, "top_k": 20},
     {"rule": Rule.STUDENT, "top_p": 0.9},
     {"rule": Rule.TRUST_REGION, "epsilon": 0.01, "greedy": True},

@@ -113,11 +113,16 @@ def close_call(log_q, top_k):
     return second > first - 1e-9 * max(1.0, -second) if second > -INF else False
 
 
+def drawn_from(row, want):
+    """The models' laws that must have a token."""
+    if row.rule is Rule.MIXTURE:
+        return [law for law, share in ((want.q, row.mixture_alpha), (want.p, 1.0 - row.mixture_alpha)) if share]
+    return {Rule.TEACHER: (want.q,), Rule.SKD: (want.p, want.q)}.get(row.rule, (want.p,))
+
+
 def check_row(row, want, log_mu, output, i):
     """Row i of a step against the definition: the law, its KL, the token."""
-    both = (want.p, want.q)
-    nothing = {Rule.TEACHER: (want.q,), Rule.SKD: both, Rule.MIXTURE: both}.get(row.rule, (want.p,))
-    if any(np.isneginf(law).all() for law in nothing):
+    if any(np.isneginf(law).all() for law in drawn_from(row, want)):
         assert output.error_B[i] == EMPTY_SUPPORT
         return
     assert output.error_B[i] == OK
