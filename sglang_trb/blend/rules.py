@@ -139,7 +139,7 @@ class Skd(BlendedRule):
 
 
 class Mixture(BlendedRule):
-    """mu = (1 - alpha) p + alpha q, the teacher-mixed sampling of Gu et al. (2024), MiniLLM; beta is alpha."""
+    """mu = (1 - alpha) p + alpha q, the teacher-mixed sampling of Gu et al. (2023), MiniLLM; beta is alpha."""
 
     def rows(self, controls: RowControls) -> torch.Tensor:
         return super().rows(controls) & (controls.settings["mixture_alpha"] > 0)

@@ -83,7 +83,7 @@ class InterleavedTeacher(Section):
 
 
 class TeacherMixed(Section):
-    """Each token from (1 - alpha) p + alpha q: the teacher-mixed sampling of Gu et al. (2024), MiniLLM."""
+    """Each token from (1 - alpha) p + alpha q: the teacher-mixed sampling of Gu et al. (2023), MiniLLM."""
 
     method: Literal["mixture"]
     alpha: float = Field(0.2, ge=0, le=1, description="the teacher's share; 0.2 is MiniLLM's")
