@@ -48,8 +48,8 @@ def beyond(share: float, times: int) -> float:
     return ERRORS * math.sqrt(share * (1 - share) / times)
 
 
-def bootstrapped(scores):
-    """Over the problems alone: what the other intervals are compared with."""
+def symmetric(scores):
+    """Normal, over the problems alone."""
     per_problem = scores.mean(0)
     deviation = per_problem.std() / math.sqrt(len(per_problem))
     return per_problem.mean() - 1.96 * deviation, per_problem.mean() + 1.96 * deviation
@@ -80,11 +80,11 @@ def test_the_interval_covers_95_of_100(seeds, problems, mean, answers, seeds_var
 
 
 @pytest.mark.parametrize("case", [COVERED[0], COVERED[5]])
-def test_an_interval_over_problems_alone_would_be_caught(case):
+def test_a_symmetric_interval_over_problems_alone_would_be_caught(case):
     """Near 0, and with several seeds: the simulations above can fail."""
     seeds, problems, mean, answers, *vary = case
     generator, times = np.random.default_rng(2), 1000
-    got = [bootstrapped(drawn(generator, (seeds, problems), mean, answers, *vary)) for _ in range(times)]
+    got = [symmetric(drawn(generator, (seeds, problems), mean, answers, *vary)) for _ in range(times)]
     assert np.mean([low <= mean <= high for low, high in got]) < 0.93 - beyond(0.93, times)
 
 
