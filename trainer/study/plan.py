@@ -101,14 +101,12 @@ class PlannedRun:
 
     Attributes:
         name: of its folder.
-        overrides: what `trb train` gets besides the base configuration.
-        config: checked; its server is not the one that it will be run on.
+        config: checked; ``server.urls`` are to be those that it is run on.
         after: the run whose checkpoint it starts from, or None.
         first_step: what its step 0 is to the other runs: supervised updates were made before.
     """
 
     name: str
-    overrides: tuple[str, ...]
     config: RunConfig
     after: str | None = None
     first_step: int = 0
@@ -254,10 +252,9 @@ def _warmup(study: StudyConfig, common: Mapping[str, Any], method: Method, seed:
 def _run(
     study: StudyConfig, family: str, name: str, values: Mapping[str, Any], after: str | None, first: int
 ) -> PlannedRun:
-    overrides = (*_overrides({**values, "name": name}),)
-    here = (*overrides, "server.launch=null", f"server.urls=[{_SERVER_AT}]", "server.launch_options=[]")
+    server = {"server.launch": None, "server.urls": [_SERVER_AT], "server.launch_options": []}
     try:
-        return PlannedRun(name, overrides, load_config(study.base, here), after, first)
+        return PlannedRun(name, load_config(study.base, _overrides({**values, **server, "name": name})), after, first)
     except WrongConfig as error:
         raise WrongConfig(f"families.{family}, {name}: {error}") from None
 

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sglang_trb.launch.local_server import ADMIN_KEY_VARIABLE, LocalServer
+from trainer.atomic import write_file
+from trainer.config.file import dump_config
 from trainer.rollouts.launch import WatchedServer
 from trainer.study.pace import Pace, rows_of
 from trainer.study.plan import Plan, PlannedRun
@@ -25,7 +27,8 @@ SAY_EVERY_SECONDS = 30.0
 LOOK_AGAIN_SECONDS = 5.0
 """At runs that other workers have."""
 
-LOG = "train.log"
+CONFIG, LOG = "config.yaml", "train.log"
+"""Of a run's folder."""
 _POLL_SECONDS = 0.5
 _END_SECONDS = 60.0
 _SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
@@ -106,17 +109,17 @@ class Worker:
     def _train(self, run: PlannedRun) -> None:
         folder = run.config.run_folder
         folder.mkdir(parents=True, exist_ok=True)
-        server = ["server.launch=null", "server.launch_options=[]", f"server.urls=[{','.join(self._urls)}]"]
-        study = self._plan.study
-        launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(study.processes), "-m"]
-        command = [sys.executable, "-m", *(launcher if study.processes > 1 else []), "sglang_trb.cli.main", "train"]
-        command += ["--quiet", "--config", study.base]
+        write_file(folder / CONFIG, dump_config(run.config))  # the base's file may change while the study goes on
+        processes = self._plan.study.processes
+        launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
+        command = [sys.executable, "-m", *(launcher if processes > 1 else []), "sglang_trb.cli.main", "train"]
+        command += ["--quiet", "--config", str(folder / CONFIG), f"server.urls=[{','.join(self._urls)}]"]
         environment = os.environ | ({self._plan.base.server.admin_key_variable: self._key} if self._key else {})
         self._note(f"{run.name}: begins at update {_made(run)} of {run.config.steps} (log: {folder / LOG})")
         with (folder / LOG).open("ab") as log:
             start = log.tell()
             process = subprocess.Popen(
-                [*command, *run.overrides, *server],
+                command,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=environment,
