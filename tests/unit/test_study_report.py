@@ -64,7 +64,7 @@ def write_study(folder, members):
         for f, t, s, n, runs in members
     ]
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "study.json").write_text(json.dumps({"runs": {}, "members": record, "study": {}}))
+    (folder / "study.json").write_text(json.dumps({"runs": {}, "members": record, "base": SETTINGS}))
 
 
 @pytest.fixture
@@ -167,6 +167,13 @@ def test_what_cannot_be_shown_is_one_clear_line(study, tmp_path):
     write_run(study, "a-1", 0.9, 1, digest="other")
     with pytest.raises(ScoresBroken, match="a-1: sums has other problems than in v-0; they cannot be compared"):
         read_study(study)
+    (study / "runs" / "a-1" / METRICS_FILE).unlink()
+    write_run(study, "a-1", 0.9, 1)
+    scores = study / "runs" / "a-0" / "scores" / "step-000002" / "sums.json"
+    scores.rename(study / "sums.json")
+    with pytest.raises(ScoresBroken, match="a-0: got no scores of sums after update 2, which has a pass@1"):
+        read_study(study)
+    (study / "sums.json").rename(scores)
     metrics = study / "runs" / "v-0" / METRICS_FILE
     whole = metrics.read_text()
     metrics.write_text(whole[:-9])  # a last line without its end is no row
@@ -177,6 +184,6 @@ def test_what_cannot_be_shown_is_one_clear_line(study, tmp_path):
         file.write("half a l\n")
     with pytest.raises(RecordsBroken, match="v-0/metrics.jsonl, line 6: not a row"):
         read_study(study)
-    (study / "study.json").write_text('{"members": [{"family": 1}]}')
+    (study / "study.json").write_text('{"members": [{"family": 1}], "base": {}}')
     with pytest.raises(OtherStudy, match="study.json: got a damaged record"):
         read_study(study)

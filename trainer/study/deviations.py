@@ -14,18 +14,12 @@ _OWN = ("name", "seed", "loss", "rollouts.behaviour", *(name for name in MAY_CHA
 _PAIR = ("models.student", "models.teacher", "data.path", "data.repo")
 
 
-def deviations(settings: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """(field, here, the paper's) of each setting that differs; the pair and the data are always among them.
-
-    Args:
-        settings: of a run, as ``run.json`` holds them.
-    """
-    required = {name: settings[name] for name in ("name", "models", "data", "loss", "server") if name in settings}
-    if len(required) < 5:
-        return []
-    required["models"] = {name: required["models"][name] for name in ("student", "teacher")}
-    paper = dict(_flat(RunConfig.model_validate(required).model_dump(mode="json")))
-    here = dict(_flat(dict(settings)))
+def deviations(config: RunConfig) -> list[tuple[str, str, str]]:
+    """(field, here, the paper's) of each setting that differs; the pair and the data are always among them."""
+    own = {"name": config.name, "data": config.data, "loss": config.loss, "server": config.server}
+    pair = {"student": config.models.student, "teacher": config.models.teacher}
+    paper = dict(_flat(RunConfig(**own, models=pair).model_dump(mode="json")))
+    here = dict(_flat(config.model_dump(mode="json")))
     return [
         (name, str(value), "–" if name in _PAIR else str(paper[name]))
         for name, value in here.items()

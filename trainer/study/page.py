@@ -17,7 +17,7 @@ from sglang_trb.display.completions import number
 from sglang_trb.display.page import BETA_LEVELS
 from sglang_trb.display.templating import environment
 from trainer.atomic import write_file
-from trainer.records import fields, read_settings
+from trainer.records import fields
 from trainer.report.style import DARK_SERIES, SERIES, SHADE
 from trainer.study.deviations import deviations
 from trainer.study.inference import Difference, Interval
@@ -94,7 +94,6 @@ def _csv(heads: Sequence[str], rows: Iterator[tuple[Any, ...]] | list[tuple[Any,
 
 def _page(study: StudyResult, table: Table, drawn: Sequence[tuple[Picture, str]]) -> str:
     counts = study.counts()
-    settings = next((s for m in study.members for r in m.runs if (s := read_settings(r.folder))), {})
     return (
         _templates()
         .get_template("study.html.j2")
@@ -108,8 +107,8 @@ def _page(study: StudyResult, table: Table, drawn: Sequence[tuple[Picture, str]]
             times=list(_times(table)),
             kinds=_kinds(table),
             chains=list(_chains(study)),
-            loss=", ".join(f"{name} {value}" for name, value in settings.get("loss", {}).items()),
-            deviations=deviations(settings),
+            loss=", ".join(f"{name} {value}" for name, value in study.base.loss.model_dump(mode="json").items()),
+            deviations=deviations(study.base),
             levels=BETA_LEVELS,
             shade=SHADE,
             series=SERIES,

@@ -66,7 +66,7 @@ class Queue:
                         f"{self._folder}: got other settings of {name!r} than those that were begun there; allowed: "
                         "the same, or another name"
                     )
-            record = {"runs": now, "members": plan.described(), "study": plan.study.model_dump(mode="json")}
+            record = {"runs": now, "members": plan.described(), "base": plan.base.model_dump(mode="json")}
             write_file(self._folder / STUDY_FILE, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
     def state(self, run: PlannedRun) -> State:

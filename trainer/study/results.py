@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from trainer.config.run import RunConfig
 from trainer.errors import TrainerError
 from trainer.records import METRICS_FILE, Row, fields, read_rows, read_scores, read_settings
 from trainer.report.runs import NothingToReport
@@ -104,11 +105,13 @@ class StudyResult:
 
     Attributes:
         name: of its folder.
+        base: the run that its families change.
         members: in the order of its file.
         problems_left_out: problems that some run has no graded answer to, by benchmark; they count nowhere.
     """
 
     name: str
+    base: RunConfig
     members: Sequence[MemberResult]
     problems_left_out: Mapping[str, int]
 
@@ -141,16 +144,18 @@ def read_study(folder: Path) -> StudyResult:
         SettingsBroken: a run's settings are damaged.
         RecordsBroken: a run's file is damaged.
     """
-    members = _without_ungraded(list(_members(folder)))
-    if not any(run.rows for member in members[0] for run in member.runs):
+    base, members = _recorded(folder)
+    if not any(run.rows for member in members for run in member.runs):
         raise NothingToReport(f"{folder}: no run of the study has recorded anything yet")
-    return StudyResult(folder.resolve().name, *members)
+    return StudyResult(folder.resolve().name, base, *_without_ungraded(members))
 
 
-def _members(folder: Path) -> Iterator[MemberResult]:
+def _recorded(folder: Path) -> tuple[RunConfig, list[MemberResult]]:
+    """The base run and the members, with their runs as they are now."""
     path = folder / STUDY_FILE
     try:
-        described = json.loads(path.read_text(encoding="utf-8"))["members"]
+        record = json.loads(path.read_text(encoding="utf-8"))
+        described, base = record["members"], RunConfig.model_validate(record["base"])
         parts = [
             (m["family"], m["title"], m["setting"], int(m["first_step"]), [(int(s), n) for s, n in m["runs"].items()])
             for m in described
@@ -160,10 +165,10 @@ def _members(folder: Path) -> Iterator[MemberResult]:
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise OtherStudy(f"{path}: got a damaged record ({error!r}); allowed: what trb study wrote") from None
     problems: dict[str, tuple[str, str]] = {}
-    for family, title, setting, first_step, runs in parts:
-        yield MemberResult(
-            family, title, setting, [_run(folder, name, seed, first_step, problems) for seed, name in runs]
-        )
+    return base, [
+        MemberResult(family, title, setting, [_run(folder, name, seed, first, problems) for seed, name in runs])
+        for family, title, setting, first, runs in parts
+    ]
 
 
 def _run(folder: Path, name: str, seed: int, first_step: int, problems: dict[str, tuple[str, str]]) -> RunResult:
@@ -178,7 +183,9 @@ def _run(folder: Path, name: str, seed: int, first_step: int, problems: dict[str
         for benchmark in filter(None, map(fields.PASS_AT_1.member, row)):
             kept = read_scores(where, int(row["step"]), benchmark)
             if kept is None:
-                continue
+                raise ScoresBroken(
+                    f"{where}: got no scores of {benchmark} after update {row['step']}, which has a pass@1"
+                )
             digest, first = problems.setdefault(benchmark, (kept.problems, name))
             if digest != kept.problems or len(kept.right) < 2:
                 raise ScoresBroken(f"{name}: {benchmark} has other problems than in {first}; they cannot be compared")
