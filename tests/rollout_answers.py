@@ -47,6 +47,7 @@ def make_answer(request: RolloutRequest, length: int = 4) -> dict[str, Any]:
         arrays = (ids, array(length, SUPPORT_SIZE), array(length, SUPPORT_SIZE))
         trb[support] = {name: pack(a) for name, a in zip(Support.names(), arrays, strict=True)}
     meta = {"finish_reason": {"type": "stop"}, "prompt_tokens": len(request.prompt_ids), "trb": trb}
+    meta["weight_version"] = request.weight_version
     return {"output_ids": rng.integers(0, 100, length).tolist(), "meta_info": meta}
 
 

@@ -120,6 +120,7 @@ def _draw(generator: random.Random) -> Problem:
 def write_problems(path: Path, chosen: list[Problem]) -> None:
     """One JSON object a line, ``{"question": ..., "answer": ...}``; the file is replaced whole."""
     lines = (json.dumps({"question": p.question, "answer": p.answer}) + "\n" for p in chosen)
+    path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".unfinished-{path.name}")
     unfinished.write_text("".join(lines), encoding="utf-8")
     os.replace(unfinished, path)

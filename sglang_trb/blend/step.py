@@ -54,7 +54,8 @@ def blend_step(
     """Draw one token per row by the row's rule.
 
     Args:
-        student_logits_BV, teacher_logits_BV: raw logits, any float dtype; widths may differ beyond the tokenizer.
+        student_logits_BV, teacher_logits_BV: raw logits, any float dtype; widths may differ beyond the tokenizer. Where
+            ``controls.any_teacher`` is False, anything of the student's shape stands for the teacher's.
         controls: how each row is drawn.
         alignment: the pair's stop ids.
         adjusted_student_logits_BV: the student's logits after penalties and finite biases; None: unchanged.
@@ -151,7 +152,8 @@ class _PairRows:
 
 def _distributions(logits: StepLogits, controls: RowControls, alignment: StopAlignment) -> _PairRows:
     """Steps 1 to 3 of a row."""
-    student_BV, teacher_BV = (x.to(torch.float64, copy=True) for x in (logits.student_BV, logits.teacher_BV))
+    student_BV = logits.student_BV.to(torch.float64, copy=True)
+    teacher_BV = logits.teacher_BV.to(torch.float64, copy=True) if controls.any_teacher else student_BV
     adjusted_BV = None if logits.adjusted_BV is None else logits.adjusted_BV.to(torch.float64, copy=True)
     student_bad_B, teacher_bad_B = _unusable(student_BV), _unusable(teacher_BV)
     if adjusted_BV is not None:
@@ -162,12 +164,17 @@ def _distributions(logits: StepLogits, controls: RowControls, alignment: StopAli
     teacher_BV.masked_fill_(bad_B1, 0.0)
 
     student, student_masked_mass_B = _aligned(student_BV, alignment.student_ids, alignment)
-    teacher, teacher_masked_mass_B = _aligned(teacher_BV, alignment.teacher_ids, alignment)
+    teacher, teacher_masked_mass_B = student, student_masked_mass_B
+    if controls.any_teacher:
+        teacher, teacher_masked_mass_B = _aligned(teacher_BV, alignment.teacher_ids, alignment)
     p, q = student, teacher
     if logits.changed or controls.any_temperature:
         changed_BV = student_BV if adjusted_BV is None else adjusted_BV.masked_fill_(bad_B1, 0.0)
         p, _ = _aligned(_masked(changed_BV, logits.mask_BV), alignment.student_ids, alignment, controls.temperature_B)
-        q, _ = _aligned(_masked(teacher_BV, logits.mask_BV), alignment.teacher_ids, alignment, controls.temperature_B)
+        q = p
+        if controls.any_teacher:
+            own_BV = _masked(teacher_BV, logits.mask_BV)
+            q, _ = _aligned(own_BV, alignment.teacher_ids, alignment, controls.temperature_B)
     return _PairRows(student, teacher, p, q, student_masked_mass_B, teacher_masked_mass_B, student_bad_B, teacher_bad_B)
 
 

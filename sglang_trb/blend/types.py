@@ -56,6 +56,8 @@ class RowControls:
         work: host side, what some row may ask for beyond the student's own draw (`rules.work_of`); None: anything. A
             name that is missing promises that no row needs the work.
         any_filter, any_temperature: host flags; False promises the same of filters and of temperatures other than 1.
+        any_teacher: host flag; False promises that no row's rule or statistics look at the teacher, whose logits are
+            not read then: its statistics repeat the student's.
         need_support, need_teacher_support: host flags, whether to return the top-16 of each model.
         unfused: host side, the rows that a fused step must leave to torch: those that filter, or ask for work beyond
             `rules.FUSED_WORK`; None: all.
@@ -78,6 +80,7 @@ class RowControls:
     work: frozenset[str] | None = None
     any_filter: bool = True
     any_temperature: bool = True
+    any_teacher: bool = True
     need_support: bool = False
     need_teacher_support: bool = False
     unfused: tuple[int, ...] | None = None

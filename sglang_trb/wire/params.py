@@ -36,10 +36,10 @@ class Return(StrEnum):
 
     def includes(self, level: Return) -> bool:
         """Whether this level carries what ``level`` carries."""
-        order = list(Return)
-        return order.index(self) >= order.index(level)
+        return _LEVELS[self] >= _LEVELS[level]
 
 
+_LEVELS = {level: place for place, level in enumerate(Return)}
 _RULE_KEY, _RETURN_KEY = PREFIX + "rule", PREFIX + "return"
 _KEYS = (_RULE_KEY, *(parameter.key for parameter in PARAMETERS.values()), _RETURN_KEY)
 
@@ -87,6 +87,11 @@ class BlendParams:
         if name not in PARAMETERS:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         return self.values().get(name, PARAMETERS[name].neutral)
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the teacher has a part in the response: in the draws, or in the statistics that come with them."""
+        return self.rule is not Rule.STUDENT or self.returned is not Return.NONE
 
     def values(self) -> dict[str, float]:
         """The rule's parameters by name."""

@@ -74,6 +74,7 @@ class FakeServer:
         request = BY_SEED[(await request.json())["sampling_params"]["sampling_seed"]]
         self.asked[request.key] += 1
         answer = self.answer(request)
+        answer["meta_info"]["weight_version"] = self.version
         answer["meta_info"]["trb"]["student_weight_version"] = self.version
         if self.misdeeds:
             response = self.misdeeds.pop(0)(request, answer)

@@ -55,6 +55,8 @@ BROKEN = [
     ((*TRB, "support", "student_logprob"), pack(np.full((4, 15), -1, np.float32)), "shape"),
     ((*TRB, "support", "teacher_logprob"), pack(np.full((4, 16), np.nan, np.float32)), "NaN"),
     ((*TRB, "student_weight_version"), "run/step-1", "student_weight_version"),
+    (("meta_info", "weight_version"), "run/step-1", "weight_version"),
+    (("meta_info", "weight_version"), None, "weight_version"),
     ((*TRB, "epsilon"), 0.2, "epsilon"),
     ((*TRB, "rule"), "student", "rule"),
     (("output_ids",), [], "output_ids"),

@@ -66,13 +66,16 @@ class RenderedBenchmark:
             note(f"{self.settings.name}: {count} are longer than the {room} tokens that the servers' context leaves")
 
     def requests(self, config: RunConfig, step: int, weight_version: str, room: int) -> list[RolloutRequest]:
-        """The student's own responses; one of them brings the numbers that show what they were drawn from."""
+        """The student's own responses; one of them brings the numbers that show what they were drawn from.
+
+        The others come without: their servers leave the teacher out.
+        """
         settings, too_long = config.evaluation, set(self.too_long(room))
         requests: list[RolloutRequest] = []
         for index, prompt in enumerate(self.prompts):
             for sample in range(self.settings.samples if index not in too_long else 0):
                 key = RolloutKey(step, index, sample)
-                blend = BlendParams(Rule.STUDENT, returned=Return.SUMMARY if requests else Return.TOKENS)
+                blend = BlendParams(Rule.STUDENT, returned=Return.NONE if requests else Return.TOKENS)
                 seed, limit = key.seed(~config.seed), settings.max_new_tokens
                 requests.append(RolloutRequest(key, prompt, blend, settings.temperature, limit, seed, weight_version))
         return requests

@@ -96,7 +96,7 @@ class Rollout:
         weight_version: of the student that drew it.
         finish: ``stop`` or ``length``.
         prompt_ids, token_ids_T: int32.
-        tokens: float32 [T] each; None where only the summary was asked for.
+        tokens: float32 [T] each; None where no more than the summary was asked for.
         support: [T, K] each, of the student's top-16; likewise.
         teacher_support: the same for the teacher's top-16, where asked for, else None.
     """
@@ -149,11 +149,17 @@ def parse_rollout(request: RolloutRequest, answer: Any) -> Rollout:
 
 def _parse(request: RolloutRequest, answer: Any) -> Rollout:
     meta = answer["meta_info"]
-    trb = meta["trb"]
+    returned = request.blend.returned
+    trb = {} if returned is Return.NONE else meta["trb"]
     finish = meta["finish_reason"]["type"]
     _require("finish_reason", finish, finish in FINISHED, " or ".join(FINISHED))
     _require("prompt_tokens", meta["prompt_tokens"], meta["prompt_tokens"] == len(request.prompt_ids), "the prompt's")
-    _check_asked(request, trb)
+    _require(
+        "weight_version", meta["weight_version"], meta["weight_version"] == request.weight_version,
+        repr(request.weight_version),
+    )  # fmt: skip
+    if trb:
+        _check_asked(request, trb)
     ids = answer["output_ids"]
     valid = isinstance(ids, list) and all(type(i) is int and 0 <= i < 1 << 31 for i in ids)
     _require("output_ids", "no list of token ids", valid and len(ids) > 0, "at least one token id")
@@ -164,7 +170,6 @@ def _parse(request: RolloutRequest, answer: Any) -> Rollout:
         _require(
             "output_ids", f"{len(ids)} tokens, cut off", len(ids) == request.max_new_tokens, str(request.max_new_tokens)
         )
-    returned = request.blend.returned
     return Rollout(
         key=request.key,
         weight_version=request.weight_version,

@@ -15,11 +15,22 @@ from sglang_trb.engine import backend, containment, hooks
 from sglang_trb.engine.containment import fail, failure_of
 from sglang_trb.engine.scheduling.prefill import BatchNotBuilt, rehearse
 from sglang_trb.engine.scheduling.results import TrbOutputStreamer
+from sglang_trb.engine.worker.batch import trace_of
 from sglang_trb.engine.worker.paired_worker import PairedWorker
 from sglang_trb.errors import NotInForce
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
+
+
+def prefix_namespace(req: Req) -> str | None:
+    """The key under which a request's prefixes are cached: the client's, apart for requests without the teacher.
+
+    The teacher has not seen theirs, so no other request may find them, whatever key its client chose.
+    """
+    if not trace_of(req).params.needs_teacher:
+        return f"student alone|{req.extra_key or ''}"
+    return req.extra_key and f"pair|{req.extra_key}"
 
 
 class TrbScheduler(Scheduler):
@@ -92,6 +103,7 @@ class TrbScheduler(Scheduler):
     def _add_request_to_queue(self, req: Req, is_retracted: bool = False) -> None:
         if self.blends and not is_retracted and req.to_finish is None:
             try:
+                req.extra_key = prefix_namespace(req)
                 rehearse(req, self.model_config.vocab_size)
             except Exception as error:
                 return self._end(req, error)

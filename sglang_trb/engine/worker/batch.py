@@ -51,6 +51,7 @@ class HostRow:
         params: its blending parameters.
         work: what its rule asks for beyond the student's own draw.
         filters, tempers, biased: whether it filters its distribution, divides by a temperature, has a logit bias.
+        needs_teacher: whether the teacher has a part in it.
     """
 
     params: BlendParams
@@ -58,6 +59,7 @@ class HostRow:
     filters: bool
     tempers: bool
     biased: bool
+    needs_teacher: bool
 
     @property
     def unfused(self) -> bool:
@@ -76,6 +78,7 @@ class HostRow:
             filters=cuts or asked.top_p < 1.0 or asked.min_p > 0.0,
             tempers=asked.temperature != 1.0,
             biased=asked.logit_bias is not None,
+            needs_teacher=params.needs_teacher,
         )
 
 
@@ -85,6 +88,7 @@ class BlendColumns:
 
     rows: tuple[HostRow, ...]
     rule_B: torch.Tensor  # int8, the rules' codes
+    alone_B: torch.Tensor  # bool, rows in which the teacher has no part
     settings: Mapping[str, torch.Tensor]  # the rules' parameters by name
     seed_B: torch.Tensor  # int64
 
@@ -102,6 +106,7 @@ class BlendColumns:
         return cls(
             rows,
             column([p.rule.code for p in params], torch.int8),
+            column([not row.needs_teacher for row in rows], torch.bool),
             {name: column(*spelled) for name, spelled in columns(params).items()},
             column(seeds, torch.int64),
         )
@@ -110,13 +115,15 @@ class BlendColumns:
         """The rows that stay, in the order of ``keep``."""
         rows = tuple(self.rows[i] for i in keep)
         settings = {name: column_B[keep_device] for name, column_B in self.settings.items()}
-        return BlendColumns(rows, self.rule_B[keep_device], settings, self.seed_B[keep_device])
+        rule_B, alone_B, seed_B = (column_B[keep_device] for column_B in (self.rule_B, self.alone_B, self.seed_B))
+        return BlendColumns(rows, rule_B, alone_B, settings, seed_B)
 
     def merged(self, other: BlendColumns) -> BlendColumns:
         """These rows, then the others."""
         settings = {name: torch.cat((column_B, other.settings[name])) for name, column_B in self.settings.items()}
-        rule_B = torch.cat((self.rule_B, other.rule_B))
-        return BlendColumns(self.rows + other.rows, rule_B, settings, torch.cat((self.seed_B, other.seed_B)))
+        rule_B, alone_B = torch.cat((self.rule_B, other.rule_B)), torch.cat((self.alone_B, other.alone_B))
+        seed_B = torch.cat((self.seed_B, other.seed_B))
+        return BlendColumns(self.rows + other.rows, rule_B, alone_B, settings, seed_B)
 
     def any(self, asks: Callable[[HostRow], bool]) -> bool:
         """Whether some row asks for it."""
@@ -125,6 +132,10 @@ class BlendColumns:
     def work(self) -> frozenset[str]:
         """What some row asks of a step beyond the student's own draw."""
         return frozenset().union(*(row.work for row in self.rows))
+
+    def needs_teacher(self) -> bool:
+        """Whether the teacher has a part in some row."""
+        return self.any(lambda row: row.needs_teacher)
 
     def any_returns(self, level: Return) -> bool:
         """Whether some row wants statistics of this level."""
@@ -135,7 +146,8 @@ class BlendColumns:
 class TrbSamplingBatchInfo(SamplingBatchInfo):
     """SGLang's sampling parameters plus ours; ``blend`` is None on a server that does not blend.
 
-    ``teacher_logits_BV`` is filled by `PairedWorker` before each forward of the student and taken by `TrbSampler`.
+    ``teacher_logits_BV`` is filled by `PairedWorker` before each forward of the student, unless no row has a part for
+    the teacher, and taken by `TrbSampler`.
     SGLang's own flags (``need_top_p_sampling`` and the like) are not read: once raised they stay, whoever leaves.
     """
 
@@ -160,11 +172,20 @@ class TrbSamplingBatchInfo(SamplingBatchInfo):
             assert other.blend is not None
             self.blend = self.blend.merged(other.blend)
 
-    def take_teacher_logits(self) -> torch.Tensor:
-        """Hand over the teacher's logits of this step, once: a second step must bring its own."""
+    def take_teacher_logits(self, student_logits_BV: torch.Tensor) -> torch.Tensor:
+        """Hand over the teacher's logits of this step, once: a second step must bring its own.
+
+        Where the teacher has no part in a row, it has not seen the row's tokens either: its logits are replaced, by
+        uniform ones, or by the student's where it did not run at all.
+        """
+        assert self.blend is not None
         logits, self.teacher_logits_BV = self.teacher_logits_BV, None
+        if not self.blend.needs_teacher():
+            return student_logits_BV
         if logits is None:
             raise NotInForce("the sampler was called without the teacher's logits: the paired worker is not in force")
+        if self.blend.any(lambda row: not row.needs_teacher):
+            logits = logits.masked_fill(self.blend.alone_B[:, None], 0.0)
         return logits
 
     def changes_logits(self) -> bool:
@@ -196,6 +217,7 @@ class TrbSamplingBatchInfo(SamplingBatchInfo):
             work=blend.work(),
             any_filter=blend.any(lambda row: row.filters),
             any_temperature=blend.any(lambda row: row.tempers),
+            any_teacher=blend.needs_teacher(),
             need_support=blend.any_returns(Return.SUPPORT),
             need_teacher_support=blend.any_returns(Return.SUPPORT_BOTH),
             unfused=tuple(i for i, row in enumerate(blend.rows) if row.unfused),

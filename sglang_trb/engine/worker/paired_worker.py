@@ -193,8 +193,13 @@ class PairedWorker(_RunnerWorker):
         self.teacher.init_cuda_graphs(capture_decode_cuda_graph)
 
     def forward_batch_generation(self, batch: ScheduleBatch, *args, **kwargs) -> GenerationBatchResult:
-        """One step of both models. The teacher runs on every extend, so no cached prefix is ever without its KV."""
-        batch.sampling_info.teacher_logits_BV = self.teacher.logits(batch)
+        """One step of both models, or of the student where the teacher has a part in no request of the batch.
+
+        The teacher runs on every extend of a request in which it has a part, and such a request finds no prefix of
+        another (`prefix_namespace`), so that no prefix is ever without its KV.
+        """
+        if batch.sampling_info.blend.needs_teacher():
+            batch.sampling_info.teacher_logits_BV = self.teacher.logits(batch)
         return super().forward_batch_generation(batch, *args, **kwargs)
 
     def deserialize_own_rank(self, serialized_named_tensors: list) -> Any:

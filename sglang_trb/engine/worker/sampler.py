@@ -58,7 +58,7 @@ class TrbSampler(Sampler):
         adjusted_BV, mask_BV = _adjusted(student_logits_BV, sampling_info, self.pair.alignment)
         step = blend_step(
             student_logits_BV,
-            sampling_info.take_teacher_logits(),
+            sampling_info.take_teacher_logits(student_logits_BV),
             sampling_info.controls(positions),
             self.pair.alignment,
             adjusted_student_logits_BV=adjusted_BV,
