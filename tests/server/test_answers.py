@@ -82,6 +82,48 @@ def test_seed_fixes_each_sample_whatever_else_runs(server: Server) -> None:
     assert unseeded[0] != unseeded[1], "unset seeds are random"
 
 
+ALONE = {"trb_rule": "student", "trb_return": "none"}
+"""What asks nothing of the teacher."""
+
+
+def test_the_student_alone_draws_what_it_draws_beside_the_teacher(server: Server, oracle: Oracle) -> None:
+    """In batches of its own and in others' batches, whose answers stay right."""
+    asked = prompts(8, 20, seed=8)
+    sampling = {"max_new_tokens": 12, "ignore_eos": True}
+    beside = [(ids, ALONE | {"trb_return": "tokens"}, sampling | {"sampling_seed": i}) for i, ids in enumerate(asked)]
+    alone = [(ids, ALONE, sampling) for ids, _, sampling in beside]
+    expected = [answer["output_ids"] for answer in run_concurrently(server, beside)]
+    found = run_concurrently(server, alone)
+    assert [answer["output_ids"] for answer in found] == expected
+    assert all("trb" not in answer["meta_info"] for answer in found)
+    others = staggered_requests(8, longest=12)
+    answers = run_concurrently(server, [request for pair in zip(alone, others, strict=True) for request in pair])
+    assert [answer["output_ids"] for answer in answers[::2]] == expected
+    for request, answer in zip(others, answers[1::2], strict=True):
+        check_against_oracle(oracle, request, answer, exact_penalties=False)
+
+
+@pytest.mark.parametrize("key", [None, "", "student alone|", "pair|", "x"])
+def test_nobody_finds_a_prefix_that_the_teacher_has_not_seen(server: Server, oracle: Oracle, key: str | None) -> None:
+    server.kv_slots()  # flushes
+    (ids,) = prompts(1, 40, seed=9)
+    common = {"max_new_tokens": 6, "ignore_eos": True}
+
+    def ask(blend: dict[str, Any]) -> dict[str, Any]:
+        body = {"input_ids": ids, "sampling_params": common | {"custom_params": blend}, "return_logprob": True}
+        response = server.post("/generate", body | ({} if key is None else {"extra_key": key}))
+        assert response.status_code == 200, response.text
+        return response.json()
+
+    cached = [ask(ALONE)["meta_info"]["cached_tokens"] for _ in range(2)]
+    assert cached[0] == 0 < cached[1], "they share among themselves"
+    blend = {"trb_epsilon": 0.05, "trb_return": "support_both"}
+    answers = [ask(blend) for _ in range(2)]
+    assert [answer["meta_info"]["cached_tokens"] > 0 for answer in answers] == [False, True]
+    for answer in answers:
+        check_against_oracle(oracle, (ids, blend, common), answer, exact_penalties=False)
+
+
 def test_summary_and_levels(server: Server) -> None:
     ids = prompts(1, 12, seed=6)[0]
     by_level = {

@@ -196,3 +196,18 @@ def test_greedy_rows_keep_to_top_p():
     teacher_BV = torch.tensor([[-3.0, 0.0, 3.0]] * 2)
     rows = [Row(epsilon=5.0, greedy=True, top_k=1, top_p=p) for p in (0.9, 1.0)]
     assert blend_step(student_BV, teacher_BV, controls(rows), ONE_STOP).token_ids_B.tolist() == [1, 2]
+
+
+def test_a_step_without_the_teacher_draws_the_same_tokens():
+    student, teacher = llm_like(12, 300, seed=21)
+    rows = [
+        Row(Rule.STUDENT, **setting) for setting in ({}, {"temperature": 0.7}, {"top_p": 0.8}, {"greedy": True}) * 3
+    ]
+    settled = controls(rows, work=frozenset())
+    beside = blend_step(student, teacher, settled, TWO_STOPS, need_log_mu=True)
+    alone = dataclasses.replace(settled, any_teacher=False)
+    found = blend_step(student, student, alone, TWO_STOPS, need_log_mu=True)
+    for name in ("token_ids_B", "log_mu_BV", "error_B"):
+        assert torch.equal(getattr(found, name), getattr(beside, name)), name
+    for name in ("behavior_logprob", "student_logprob", "student_entropy", "beta", "kl"):
+        assert torch.equal(getattr(found.record, name), getattr(beside.record, name)), name

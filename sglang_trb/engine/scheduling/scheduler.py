@@ -30,7 +30,7 @@ def prefix_namespace(req: Req) -> str | None:
     """
     if not trace_of(req).params.needs_teacher:
         return f"student alone|{req.extra_key or ''}"
-    return req.extra_key and f"pair|{req.extra_key}"
+    return f"pair|{req.extra_key}" if req.extra_key else None
 
 
 class TrbScheduler(Scheduler):
