@@ -10,7 +10,7 @@ CALLERS_GPUS := env CUDA_VISIBLE_DEVICES='$(CUDA_VISIBLE_DEVICES)'
 endif
 export CUDA_VISIBLE_DEVICES :=
 
-.PHONY: help setup demo demo-serve test test-slow gpu-check lint docs bench bench-gpu clean
+.PHONY: help setup demo demo-serve study test test-slow gpu-check lint docs bench bench-gpu clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -23,6 +23,14 @@ demo: setup ## the main job: train a small student on blended rollouts, measure 
 
 demo-serve: setup ## serve a real small pair and show what the blend does to its answers
 	$(PY) examples/smollm2/demo.py
+
+# STUDY: another file of examples/study/ on the micro pair.
+STUDY := micro-seeds
+study: setup ## compare methods over ten seeds on the micro pair (hours; goes on where it was stopped): studies/*/report/
+	$(PY) examples/micro/task.py --split train --count 4096 --out .cache/micro/train.jsonl
+	$(PY) examples/micro/task.py --split eval --count 2048 --out .cache/micro/eval.jsonl
+	.venv/bin/trb study --config examples/study/$(STUDY).yaml
+	.venv/bin/trb report studies/$(STUDY)
 
 # A worker a core, at most four (each may have two servers of 1 GB); a file stays in one worker, files in their order.
 PYTEST := $(PY) -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
