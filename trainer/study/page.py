@@ -15,15 +15,17 @@ from markupsafe import Markup
 
 from sglang_trb.display.completions import number
 from sglang_trb.display.page import BETA_LEVELS
-from sglang_trb.display.templating import environment
+from sglang_trb.display.templating import environment, script
 from trainer.atomic import write_file
 from trainer.records import fields
 from trainer.report.style import DARK_SERIES, SERIES, SHADE
 from trainer.study.deviations import deviations
+from trainer.study.drawing import Picture
 from trainer.study.inference import Difference, Interval
-from trainer.study.pictures import Picture, pictures
+from trainer.study.pictures import pictures
 from trainer.study.queue import State
 from trainer.study.results import StudyResult, read_study
+from trainer.study.side_by_side import HEADS, SideBySide, side_by_side
 from trainer.study.table import MEAN, Table, TableRow, make_table
 from trainer.text import duration
 
@@ -38,7 +40,7 @@ def _templates() -> Environment:
 
 
 def write_study_report(folder: Path, out: Path | None = None) -> Path:
-    """Draw a study as far as it is: a page, a PNG and a CSV for each picture, and ``table.csv``.
+    """Draw a study as far as it is: a page, a PNG and a CSV for each picture, ``table.csv`` and ``rollouts.csv``.
 
     Args:
         folder: of the study.
@@ -49,6 +51,7 @@ def write_study_report(folder: Path, out: Path | None = None) -> Path:
 
     Raises:
         NothingToReport, OtherStudy, ScoresBroken, RecordsBroken, SettingsBroken: as `read_study`.
+        JournalBroken: a run's rollouts are damaged.
         OSError: a file cannot be written.
     """
     study = read_study(folder)
@@ -62,7 +65,10 @@ def write_study_report(folder: Path, out: Path | None = None) -> Path:
         write_file(out / f"{picture.chart.name}.png", png)
         write_file(out / f"{picture.chart.name}.csv", _csv(picture.heads, picture.rows))
         drawn.append((picture, svg))
-    write_file(out / PAGE, _page(study, table, drawn).encode())
+    rollouts = side_by_side(study, table)
+    if isinstance(rollouts, SideBySide):
+        write_file(out / "rollouts.csv", _csv(HEADS, rollouts.rows()))
+    write_file(out / PAGE, _page(study, table, drawn, rollouts).encode())
     return out / PAGE
 
 
@@ -92,15 +98,19 @@ def _csv(heads: Sequence[str], rows: Iterator[tuple[Any, ...]] | list[tuple[Any,
     return text.getvalue()
 
 
-def _page(study: StudyResult, table: Table, drawn: Sequence[tuple[Picture, str]]) -> str:
+def _page(
+    study: StudyResult, table: Table, drawn: Sequence[tuple[Picture, str]], rollouts: SideBySide | tuple[str, str]
+) -> str:
     counts = study.counts()
+    text, policy = script(_templates(), "page.js")
+    there = isinstance(rollouts, SideBySide)
     return (
         _templates()
         .get_template("study.html.j2")
         .render(
             title=f"Study: {study.name}",
             progress=f"{counts[State.DONE]} of {sum(counts.values())} runs are done",
-            notes=list(_notes(study)),
+            notes=[*_notes(study), *([] if isinstance(rollouts, SideBySide) else [rollouts])],
             columns=table.columns,
             rows=[_row(table, row) for row in table.rows],
             charts=[(Markup(svg), picture.chart.caption) for picture, svg in drawn],  # drawn by us
@@ -109,6 +119,9 @@ def _page(study: StudyResult, table: Table, drawn: Sequence[tuple[Picture, str]]
             chains=list(_chains(study)),
             loss=", ".join(f"{name} {value}" for name, value in study.base.loss.model_dump(mode="json").items()),
             deviations=deviations(study.base),
+            rollouts=rollouts if there else None,
+            script=text,
+            script_policy=policy if there else "'none'",
             levels=BETA_LEVELS,
             shade=SHADE,
             series=SERIES,
