@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,15 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from sglang_trb.display.completions import number
-from sglang_trb.display.page import BETA_LEVELS
+from sglang_trb.display.page import BETA_LEVELS, SURPRISING
 from sglang_trb.display.templating import environment, script
 from trainer.atomic import write_file
 from trainer.records import fields
 from trainer.report.style import DARK_SERIES, SERIES, SHADE
 from trainer.study.deviations import deviations
 from trainer.study.drawing import Picture
+from trainer.study.efficiency import HEADS as MEMORY_HEADS
+from trainer.study.efficiency import Efficiency, efficiency
 from trainer.study.inference import Difference, Interval
 from trainer.study.pictures import pictures
 from trainer.study.queue import State
@@ -40,7 +42,7 @@ def _templates() -> Environment:
 
 
 def write_study_report(folder: Path, out: Path | None = None) -> Path:
-    """Draw a study as far as it is: a page, a PNG and a CSV for each picture, ``table.csv`` and ``rollouts.csv``.
+    """Draw a study as far as it is: a page, a PNG and a CSV for each picture, and a CSV for each table.
 
     Args:
         folder: of the study.
@@ -68,7 +70,10 @@ def write_study_report(folder: Path, out: Path | None = None) -> Path:
     rollouts = side_by_side(study, table)
     if isinstance(rollouts, SideBySide):
         write_file(out / "rollouts.csv", _csv(HEADS, rollouts.rows()))
-    write_file(out / PAGE, _page(study, table, drawn, rollouts).encode())
+    memory = efficiency(study)
+    if memory is not None:
+        write_file(out / "memory.csv", _csv(MEMORY_HEADS, memory.rows()))
+    write_file(out / PAGE, _page(study, table, drawn, rollouts, memory).encode())
     return out / PAGE
 
 
@@ -90,7 +95,7 @@ def _table_rows(table: Table) -> Iterator[tuple[Any, ...]]:
             )  # fmt: skip
 
 
-def _csv(heads: Sequence[str], rows: Iterator[tuple[Any, ...]] | list[tuple[Any, ...]]) -> str:
+def _csv(heads: Sequence[str], rows: Iterable[tuple[Any, ...]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(heads)
@@ -99,7 +104,11 @@ def _csv(heads: Sequence[str], rows: Iterator[tuple[Any, ...]] | list[tuple[Any,
 
 
 def _page(
-    study: StudyResult, table: Table, drawn: Sequence[tuple[Picture, str]], rollouts: SideBySide | tuple[str, str]
+    study: StudyResult,
+    table: Table,
+    drawn: Sequence[tuple[Picture, str]],
+    rollouts: SideBySide | tuple[str, str],
+    memory: Efficiency | None,
 ) -> str:
     counts = study.counts()
     text, policy = script(_templates(), "page.js")
@@ -120,6 +129,8 @@ def _page(
             loss=", ".join(f"{name} {value}" for name, value in study.base.loss.model_dump(mode="json").items()),
             deviations=deviations(study.base),
             rollouts=rollouts if there else None,
+            memory=memory,
+            surprising=SURPRISING,
             script=text,
             script_policy=policy if there else "'none'",
             levels=BETA_LEVELS,
