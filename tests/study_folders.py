@@ -6,7 +6,6 @@ import json
 
 import numpy as np
 
-from sglang_trb.blend.reference import blend, entropy, log_softmax
 from sglang_trb.wire.record import Support, TokenStatistics
 from trainer.records import METRICS_FILE, MetricsLog, ProblemScores, fields, write_scores, write_settings
 from trainer.rollouts.journal import StepJournal
@@ -61,29 +60,48 @@ def write_study(folder, members):
 def write_rollouts(run_folder, step, epsilon, prompts=4, length=12, scale=1.0, seed=0, outside=0, samples=1):
     """A journal of what a server that blends would say, for models over 16 ids that differ by ``scale`` nats.
 
-    ``outside`` further ids, far from the top 16 unless the models are flat, are in no support.
+    ``outside`` further ids are in no support.
     """
     random = np.random.default_rng([seed, step])
     keys = [RolloutKey(step, step * prompts + i, j) for i in range(prompts) for j in range(samples)]
     with StepJournal(journal_path(run_folder, step)) as journal:
         for key in keys:
-            rows = [_token(random, epsilon, scale, outside) for _ in range(length)]
-            tokens = TokenStatistics.of(
-                np.array(column, np.float32) for column in zip(*(r[1] for r in rows), strict=True)
-            )
-            ids, p, q = (np.stack(column) for column in zip(*(r[2] for r in rows), strict=True))
-            support = Support(ids.astype(np.int32), p.astype(np.float32), q.astype(np.float32))
-            prompt, drawn = np.array([5 + key.prompt, 6, 7], np.int32), np.array([r[0] for r in rows], np.int32)
-            journal.append(Rollout(key, "run/step-0", "stop", prompt, drawn, tokens, support))
+            journal.append(_rollout(key, random, length, 16 + outside, scale, epsilon))
     return journal_path(run_folder, step)
 
 
-def _token(random, epsilon, scale, outside):
-    logits = random.normal(0, 2, 16 + outside)
-    log_p = log_softmax(logits)
-    log_q = log_softmax(logits + random.normal(0, scale, 16 + outside))
-    log_mu, beta, divergence = blend(log_p, log_q, epsilon) if epsilon else (log_p, 0.0, 0.0)
-    drawn = int(random.choice(len(log_mu), p=np.exp(log_mu)))
-    top = np.argsort(-log_p)[:16]
-    said = (log_mu[drawn], log_p[drawn], log_q[drawn], beta, divergence, entropy(log_p), entropy(log_q))
-    return drawn, said, (top, log_p[top], log_q[top])
+def _rollout(key, random, length, ids, scale, epsilon):
+    logits = random.normal(0, 2, (length, ids))
+    p, q = _normal(logits), _normal(logits + random.normal(0, scale, (length, ids)))
+    beta = _largest_beta(p, q, epsilon)
+    mu = _normal((1 - beta) * p + beta * q)
+    drawn = np.array([random.choice(ids, p=np.exp(row)) for row in mu])
+    said = [law[np.arange(length), drawn] for law in (mu, p, q)]
+    said += [beta[:, 0], _kl(mu, p), *(-(np.exp(law) * law).sum(axis=1) for law in (p, q))]
+    tokens = TokenStatistics.of(column.astype(np.float32) for column in said)
+    top = np.argsort(-p, axis=1)[:, :16]
+    laws = (np.take_along_axis(law, top, axis=1).astype(np.float32) for law in (p, q))
+    prompt = np.array([5 + key.prompt, 6, 7], np.int32)
+    return Rollout(
+        key, "run/step-0", "stop", prompt, drawn.astype(np.int32), tokens, Support(top.astype(np.int32), *laws)
+    )
+
+
+def _largest_beta(p, q, epsilon):
+    """By bisection, all tokens at once; [tokens, 1]."""
+    low, high = np.zeros((len(p), 1)), np.ones((len(p), 1))
+    if epsilon == 0:
+        return low
+    for _ in range(50):
+        middle = (low + high) / 2
+        fits = _kl(_normal((1 - middle) * p + middle * q), p)[:, None] <= epsilon
+        low, high = np.where(fits, middle, low), np.where(fits, high, middle)
+    return np.where(_kl(q, p)[:, None] <= epsilon, 1.0, low)
+
+
+def _normal(logits):
+    return logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
+
+
+def _kl(mu, p):
+    return (np.exp(mu) * (mu - p)).sum(axis=-1)

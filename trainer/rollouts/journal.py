@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import struct
 import zlib
 from collections.abc import Callable, Iterator
@@ -104,6 +105,12 @@ class StepJournal:
 def step_path(folder: Path, step: int) -> Path:
     """The journal of step k in a run's journal folder."""
     return folder / f"step-{step:06d}.rollouts"
+
+
+def steps_kept(folder: Path) -> list[int]:
+    """The steps that a run's journal folder has a journal of, in their order."""
+    names = (re.fullmatch(r"step-(\d+)\.rollouts", path.name) for path in folder.glob("*.rollouts"))
+    return sorted(int(found[1]) for found in names if found)
 
 
 def read_step(path: Path, wanted: Callable[[RolloutKey], bool]) -> list[Rollout]:

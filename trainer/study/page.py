@@ -28,7 +28,9 @@ from trainer.study.pictures import pictures
 from trainer.study.queue import State
 from trainer.study.results import StudyResult, read_study
 from trainer.study.side_by_side import HEADS, SideBySide, side_by_side
+from trainer.study.small_budgets import budget_rows, small_budgets
 from trainer.study.table import MEAN, Table, TableRow, make_table
+from trainer.study.theory import LEAST_MASS, Theory, theory
 from trainer.text import duration
 
 PAGE, REPORT = "index.html", "report"
@@ -62,7 +64,8 @@ def write_study_report(folder: Path, out: Path | None = None) -> Path:
     table = make_table(study)
     write_file(out / "table.csv", _csv(_TABLE_HEADS, _table_rows(table)))
     drawn = []
-    for picture in pictures(study, table):
+    laws = theory(study)
+    for picture in (*pictures(study, table), *([small_budgets(laws)] if laws else [])):
         png, svg = picture.images()
         write_file(out / f"{picture.chart.name}.png", png)
         write_file(out / f"{picture.chart.name}.csv", _csv(picture.heads, picture.rows))
@@ -73,7 +76,7 @@ def write_study_report(folder: Path, out: Path | None = None) -> Path:
     memory = efficiency(study)
     if memory is not None:
         write_file(out / "memory.csv", _csv(MEMORY_HEADS, memory.rows()))
-    write_file(out / PAGE, _page(study, table, drawn, rollouts, memory).encode())
+    write_file(out / PAGE, _page(study, table, drawn, rollouts, memory, laws).encode())
     return out / PAGE
 
 
@@ -109,6 +112,7 @@ def _page(
     drawn: Sequence[tuple[Picture, str]],
     rollouts: SideBySide | tuple[str, str],
     memory: Efficiency | None,
+    laws: Theory | None,
 ) -> str:
     counts = study.counts()
     text, policy = script(_templates(), "page.js")
@@ -130,6 +134,9 @@ def _page(
             deviations=deviations(study.base),
             rollouts=rollouts if there else None,
             memory=memory,
+            laws=laws,
+            budgets=list(budget_rows(laws)) if laws else [],
+            least_mass=LEAST_MASS,
             surprising=SURPRISING,
             script=text,
             script_policy=policy if there else "'none'",

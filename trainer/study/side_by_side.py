@@ -16,7 +16,7 @@ from sglang_trb.display.completions import TracedCompletion, token_pieces
 from sglang_trb.display.page import shown
 from sglang_trb.wire.params import Rule
 from sglang_trb.wire.record import TokenStatistics
-from trainer.rollouts.journal import read_step, rollout_keys
+from trainer.rollouts.journal import read_step, rollout_keys, steps_kept
 from trainer.rollouts.rollout import Rollout
 from trainer.run.rollout_source import journal_path
 from trainer.study.results import RunResult, StudyResult
@@ -104,8 +104,7 @@ def _pairs(study: StudyResult, table: Table) -> Iterator[tuple[_Side, _Side]]:
 
 def _common_steps(one: _Side, other: _Side) -> list[int]:
     """In their order."""
-    names = [{p.name for p in side.journal(0).parent.glob("step-*.rollouts")} for side in (one, other)]
-    return sorted(int(name.removeprefix("step-").removesuffix(".rollouts")) for name in set.intersection(*names))
+    return sorted(set.intersection(*(set(steps_kept(side.journal(0).parent)) for side in (one, other))))
 
 
 def _matched(one: _Side, other: _Side, step: int) -> list[tuple[Rollout, Rollout]]:
