@@ -74,7 +74,7 @@ def _rollout(key, random, length, ids, scale, epsilon):
     logits = random.normal(0, 2, (length, ids))
     p, q = _normal(logits), _normal(logits + random.normal(0, scale, (length, ids)))
     beta = _largest_beta(p, q, epsilon)
-    mu = _normal((1 - beta) * p + beta * q)
+    mu = np.where(beta > 0, _normal((1 - beta) * p + beta * q), p)
     drawn = np.array([random.choice(ids, p=np.exp(row)) for row in mu])
     said = [law[np.arange(length), drawn] for law in (mu, p, q)]
     said += [beta[:, 0], _kl(mu, p), *(-(np.exp(law) * law).sum(axis=1) for law in (p, q))]
@@ -104,4 +104,4 @@ def _normal(logits):
 
 
 def _kl(mu, p):
-    return (np.exp(mu) * (mu - p)).sum(axis=-1)
+    return np.maximum((np.exp(mu) * (mu - p)).sum(axis=-1), 0.0)

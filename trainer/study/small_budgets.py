@@ -37,8 +37,8 @@ def small_budgets(found: Theory) -> Picture:
         above.set_xscale("log")
         above.set_yscale("log")
         above.plot(budgets, budgets, color=SOFT, linewidth=1, linestyle=":")
-        above.annotate("the cost, ε", (budgets[-1], budgets[-1]), (-4, 6), textcoords="offset points", ha="right",
-                       size=FONT - 2, color=SOFT)  # fmt: skip
+        corner = {"xytext": (-4, -12), "textcoords": "offset points", "ha": "right", "size": FONT - 2, "color": SOFT}
+        above.annotate("the cost, ε", (budgets[-1], budgets[-1]), **corner)
         above.plot(budgets, [band.predicted.mean for band in used], color=colour(1))
         _points(above, budgets, [band.gain for band in used], 0)
         _points(below, budgets, [band.gain_ratio for band in used], 0)
@@ -63,7 +63,7 @@ def small_budgets(found: Theory) -> Picture:
     return Picture(Chart("small_budgets", TITLE, caption), _HEADS, rows if used else [], draw)
 
 
-def budget_rows(found: Theory) -> Iterator[dict[str, str]]:
+def budget_rows(found: Theory) -> Iterator[dict[str, Any]]:
     """The picture's numbers as text."""
     for band in found.bands:
         yield {
@@ -93,6 +93,6 @@ def _points(axis: Any, budgets: list[float], estimates: list[Estimate], place: i
     axis.vlines(budgets, [e.low for e in estimates], [e.high for e in estimates], color=colour(place), linewidth=2)
 
 
-def _text(found: Estimate) -> str:
-    ends = f" [{number(found.low, 3)}, {number(found.high, 3)}]" if math.isfinite(found.low) else ""
-    return number(found.mean, 3) + ends
+def _text(found: Estimate) -> dict[str, str]:
+    ends = f"[{number(found.low, 3)}, {number(found.high, 3)}]" if math.isfinite(found.low) else ""
+    return {"mean": number(found.mean, 3), "range": ends}
