@@ -130,6 +130,7 @@ def test_without_a_budget_or_rollouts_nothing_is_shown(study):
     assert not (study / "report" / "small_budgets.csv").exists()
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 def test_of_one_rollout_there_is_no_interval(tmp_path):
     found = measured(tmp_path, (0.01,), prompts=1)
     assert np.isfinite(found.bands[0].gain.mean) and np.isnan(found.bands[0].gain.low)

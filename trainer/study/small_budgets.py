@@ -36,6 +36,7 @@ def small_budgets(found: Theory) -> Picture:
         figure, (above, below) = panels_in(1.5 * PLOT_HEIGHT, 2, TITLE, names)
         above.set_xscale("log")
         above.set_yscale("log")
+        above.set_xlim(budgets[0] / 1.3, budgets[-1] * 1.3)  # of one budget too
         above.plot(budgets, budgets, color=SOFT, linewidth=1, linestyle=":")
         corner = {"xytext": (-4, -12), "textcoords": "offset points", "ha": "right", "size": FONT - 2, "color": SOFT}
         above.annotate("the cost, ε", (budgets[-1], budgets[-1]), **corner)
