@@ -142,7 +142,7 @@ class Theory:
             there = math.isfinite(limit.low)
             holds = limit.low <= 1 + LIMIT and limit.high >= 1 - LIMIT if there else None
             text = f"ratio towards β = 0: {limit.mean:.3f} [{limit.low:.3f}, {limit.high:.3f}]"
-            yield name, holds, text if there else f"too few tokens with β up to {SMALL_BETA:g}"
+            yield name, holds, text if there else f"too few tokens that can be used have a β up to {SMALL_BETA:g}"
 
 
 def theory(study: StudyResult) -> Theory | None:
