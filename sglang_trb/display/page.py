@@ -65,13 +65,13 @@ def page(completions: Sequence[TracedCompletion], title: str = "Rollouts inside 
             heads=("Policy", *GLANCE, *(JUDGED,) * judged),
             glance=list(_glance(rows, judged)),
             cards=[
-                {"prompt": prompt, "completions": [_shown(completion) for completion in group]}
+                {"prompt": prompt, "completions": [shown(completion) for completion in group]}
                 for prompt, group in prompts.items()
                 if prompt not in short
             ],
             short_labels=labels,
             short=[
-                {"prompt": prompt, "cells": [[_shown(c) for c in by_label(group).get(label, [])] for label in labels]}
+                {"prompt": prompt, "cells": [[shown(c) for c in by_label(group).get(label, [])] for label in labels]}
                 for prompt, group in short.items()
             ],
             script=text,
@@ -105,7 +105,8 @@ def _percent(share: float | None) -> float:
     return 100 * min(max(share or 0, 0), 1)
 
 
-def _shown(completion: TracedCompletion) -> dict[str, Any]:
+def shown(completion: TracedCompletion) -> dict[str, Any]:
+    """What the template's macro ``completion`` shows of one, in `BETA_LEVELS` steps of shade."""
     total = totals([completion])
     return {
         "label": completion.label,

@@ -32,7 +32,7 @@ from tests.e2e.tiny_training import (
 )
 from tests.pairs import hub_cache, shard
 from trainer.learner.checkpoints import CheckpointStore
-from trainer.records import METRICS_FILE, read_evaluations, read_rows, undeclared
+from trainer.records import METRICS_FILE, read_evaluations, read_memory, read_rows, undeclared
 from trainer.rollouts.journal import StepJournal
 
 
@@ -61,6 +61,8 @@ def test_a_run_from_start_to_end(unbroken, server):
     check_each_prompt_once(run)
     check_evaluated_again(unbroken, rows)
     assert (run / "report" / "index.html").is_file()
+    memory = read_memory(run)
+    assert memory.predicted == memory.allocated, "what trb doctor expects of the pair is what the server took"
     again = train(unbroken)
     assert (
         again.returncode == 0

@@ -9,13 +9,15 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from sglang_trb.wire.record import Columns, Support, TokenStatistics
@@ -27,6 +29,8 @@ Group = TypeVar("Group", bound=Columns)
 
 _HEADER = struct.Struct("<4sQI")
 _MAGIC = b"TRBJ"
+_PAYLOAD_ERRORS = (ValueError, KeyError, TypeError, struct.error, SafetensorError)
+"""What reading a record raises that is not one."""
 
 
 class JournalBroken(TrainerError, RuntimeError):
@@ -101,6 +105,73 @@ class StepJournal:
 def step_path(folder: Path, step: int) -> Path:
     """The journal of step k in a run's journal folder."""
     return folder / f"step-{step:06d}.rollouts"
+
+
+def steps_kept(folder: Path) -> list[int]:
+    """The steps that a run's journal folder has a journal of, in their order."""
+    names = (re.fullmatch(r"step-(\d+)\.rollouts", path.name) for path in folder.glob("*.rollouts"))
+    return sorted(int(found[1]) for found in names if found)
+
+
+def read_step(path: Path, wanted: Callable[[RolloutKey], bool]) -> list[Rollout]:
+    """Some rollouts of a journal in the order of their keys, without writing to it; also while a run does.
+
+    An unfinished last record is left out, as nothing is lost by it. Rollouts that are not wanted are not read, so a few
+    of a large journal are cheap.
+
+    Raises:
+        JournalBroken: a record is damaged; the message names the file and the place.
+        OSError: the file cannot be read.
+    """
+    found = []
+    with path.open("rb") as stream:
+        size = os.fstat(stream.fileno()).st_size
+        while stream.tell() + _HEADER.size <= size:
+            start = stream.tell()
+            try:
+                rollout, end = _read_wanted(stream, wanted)
+            except _PAYLOAD_ERRORS as error:
+                raise JournalBroken(
+                    f"{path}: damaged at byte {start} ({error}); remove it to go on without it"
+                ) from None
+            if end > size:
+                break
+            found += [rollout] if rollout is not None else []
+            stream.seek(end)
+    return sorted(found, key=lambda rollout: rollout.key)
+
+
+def rollout_keys(path: Path) -> list[RolloutKey]:
+    """Which rollouts a journal has, in their order; raises as `read_step`."""
+    keys: list[RolloutKey] = []
+
+    def note(key: RolloutKey) -> bool:
+        keys.append(key)
+        return False
+
+    read_step(path, note)
+    return sorted(keys)
+
+
+def _read_wanted(stream: BinaryIO, wanted: Callable[[RolloutKey], bool]) -> tuple[Rollout | None, int]:
+    """The record at the stream's place, None for one that is not wanted, no rollout or cut short; and its end."""
+    magic, length, checksum = _HEADER.unpack(stream.read(_HEADER.size))
+    if magic != _MAGIC:
+        raise ValueError("no record begins there")
+    start = stream.tell()
+    end = start + length
+    if end > os.fstat(stream.fileno()).st_size:
+        return None, end
+    (described,) = struct.unpack("<Q", stream.read(8))
+    meta = json.loads(json.loads(stream.read(min(described, length)))["__metadata__"]["entry"])
+    if "refused" in meta or not wanted(RolloutKey(*meta["key"])):
+        return None, end
+    stream.seek(start)
+    payload = stream.read(length)
+    if zlib.crc32(payload) != checksum:
+        raise ValueError("the checksum does not fit")
+    entry = _from_bytes(payload)
+    return entry if isinstance(entry, Rollout) else None, end
 
 
 def set_aside(path: Path) -> Path:

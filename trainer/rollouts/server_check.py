@@ -31,6 +31,7 @@ class ServerCheck:
         note: called with a line for people.
 
     Attributes:
+        accounts: the last account of each server that can be used, by address.
         longest_prompt: tokens of the longest prompt of the run, once that is known; 0 before.
     """
 
@@ -38,6 +39,7 @@ class ServerCheck:
         self._config, self._pair = config, pair
         self._teacher = ExpectedTeacher(config.models.teacher, note)
         self._limits: dict[str, Limits] = {}
+        self.accounts: dict[str, Mapping[str, Any]] = {}
         self.longest_prompt = 0
 
     def __call__(self, client: TrbClient, info: Mapping[str, Any]) -> None:
@@ -51,6 +53,7 @@ class ServerCheck:
         self._teacher.check(client.url, info)
         check_server(client.url, info, self._config.server.allow_broken_teacher)
         self._limits[client.url] = limits = Limits.of_info(info)
+        self.accounts[client.url] = info
         room = limits.room(self._config.rollouts.max_new_tokens)
         if room < self.longest_prompt:
             raise ContextTooShort(

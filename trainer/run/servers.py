@@ -112,6 +112,10 @@ class Servers(contextlib.AbstractContextManager):
         """What the servers that were looked at take."""
         return self._check.limits()
 
+    def account(self) -> Mapping[str, Any]:
+        """``/trb/info`` of the first server that was looked at; empty before."""
+        return next(iter(self._check.accounts.values()), {})
+
     def require_room_for(self, longest_prompt: int) -> None:
         """From now on a server without room for a prompt of so many tokens beside a response is refused."""
         self._check.longest_prompt = longest_prompt

@@ -30,11 +30,13 @@ from trainer.records import (
     WandbSink,
     fields,
     read_rows,
+    write_memory,
     write_settings,
 )
 from trainer.records.sinks import Sink
 from trainer.run.folder import check_continues, claimed, write_provenance
 from trainer.run.leader import Leader
+from trainer.run.memory import server_memory
 from trainer.run.phases import Phases
 from trainer.run.progress import TrainingProgress
 from trainer.run.rollout_source import journal_path
@@ -135,6 +137,8 @@ class RunState(contextlib.AbstractContextManager):
                 self._records = self._open_records()
                 self._stack.callback(self._records.close)
                 write_provenance(self._folder, self._config, leader.pair)
+                if memory := server_memory(self._config.models, leader.servers.account()):
+                    write_memory(self._folder, memory)
 
     def checkpoint_if_due(self, step: int, learner: Learner, row: Row) -> None:
         """Keep the run after ``step`` updates, with the row of the last of them: every so many, and at the end."""

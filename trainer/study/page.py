@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,17 +14,23 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from sglang_trb.display.completions import number
-from sglang_trb.display.page import BETA_LEVELS
-from sglang_trb.display.templating import environment
+from sglang_trb.display.page import BETA_LEVELS, SURPRISING
+from sglang_trb.display.templating import environment, script
 from trainer.atomic import write_file
 from trainer.records import fields
 from trainer.report.style import DARK_SERIES, SERIES, SHADE
 from trainer.study.deviations import deviations
+from trainer.study.drawing import Picture
+from trainer.study.efficiency import HEADS as MEMORY_HEADS
+from trainer.study.efficiency import Efficiency, efficiency
 from trainer.study.inference import Difference, Interval
-from trainer.study.pictures import Picture, pictures
+from trainer.study.pictures import pictures
 from trainer.study.queue import State
 from trainer.study.results import StudyResult, read_study
+from trainer.study.side_by_side import HEADS, SideBySide, side_by_side
+from trainer.study.small_budgets import budget_rows, small_budgets
 from trainer.study.table import MEAN, Table, TableRow, make_table
+from trainer.study.theory import LEAST_MASS, Theory, theory
 from trainer.text import duration
 
 PAGE, REPORT = "index.html", "report"
@@ -38,7 +44,7 @@ def _templates() -> Environment:
 
 
 def write_study_report(folder: Path, out: Path | None = None) -> Path:
-    """Draw a study as far as it is: a page, a PNG and a CSV for each picture, and ``table.csv``.
+    """Draw a study as far as it is: a page, a PNG and a CSV for each picture, and a CSV for each table.
 
     Args:
         folder: of the study.
@@ -49,6 +55,7 @@ def write_study_report(folder: Path, out: Path | None = None) -> Path:
 
     Raises:
         NothingToReport, OtherStudy, ScoresBroken, RecordsBroken, SettingsBroken: as `read_study`.
+        JournalBroken: a run's rollouts are damaged.
         OSError: a file cannot be written.
     """
     study = read_study(folder)
@@ -57,12 +64,19 @@ def write_study_report(folder: Path, out: Path | None = None) -> Path:
     table = make_table(study)
     write_file(out / "table.csv", _csv(_TABLE_HEADS, _table_rows(table)))
     drawn = []
-    for picture in pictures(study, table):
+    laws = theory(study)
+    for picture in (*pictures(study, table), *([small_budgets(laws)] if laws else [])):
         png, svg = picture.images()
         write_file(out / f"{picture.chart.name}.png", png)
         write_file(out / f"{picture.chart.name}.csv", _csv(picture.heads, picture.rows))
         drawn.append((picture, svg))
-    write_file(out / PAGE, _page(study, table, drawn).encode())
+    rollouts = side_by_side(study, table)
+    if isinstance(rollouts, SideBySide):
+        write_file(out / "rollouts.csv", _csv(HEADS, rollouts.rows()))
+    memory = efficiency(study)
+    if memory is not None:
+        write_file(out / "memory.csv", _csv(MEMORY_HEADS, memory.rows()))
+    write_file(out / PAGE, _page(study, table, drawn, rollouts, memory, laws).encode())
     return out / PAGE
 
 
@@ -84,7 +98,7 @@ def _table_rows(table: Table) -> Iterator[tuple[Any, ...]]:
             )  # fmt: skip
 
 
-def _csv(heads: Sequence[str], rows: Iterator[tuple[Any, ...]] | list[tuple[Any, ...]]) -> str:
+def _csv(heads: Sequence[str], rows: Iterable[tuple[Any, ...]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(heads)
@@ -92,15 +106,24 @@ def _csv(heads: Sequence[str], rows: Iterator[tuple[Any, ...]] | list[tuple[Any,
     return text.getvalue()
 
 
-def _page(study: StudyResult, table: Table, drawn: Sequence[tuple[Picture, str]]) -> str:
+def _page(
+    study: StudyResult,
+    table: Table,
+    drawn: Sequence[tuple[Picture, str]],
+    rollouts: SideBySide | tuple[str, str],
+    memory: Efficiency | None,
+    laws: Theory | None,
+) -> str:
     counts = study.counts()
+    text, policy = script(_templates(), "page.js")
+    there = isinstance(rollouts, SideBySide)
     return (
         _templates()
         .get_template("study.html.j2")
         .render(
             title=f"Study: {study.name}",
             progress=f"{counts[State.DONE]} of {sum(counts.values())} runs are done",
-            notes=list(_notes(study)),
+            notes=[*_notes(study), *([] if isinstance(rollouts, SideBySide) else [rollouts])],
             columns=table.columns,
             rows=[_row(table, row) for row in table.rows],
             charts=[(Markup(svg), picture.chart.caption) for picture, svg in drawn],  # drawn by us
@@ -109,6 +132,14 @@ def _page(study: StudyResult, table: Table, drawn: Sequence[tuple[Picture, str]]
             chains=list(_chains(study)),
             loss=", ".join(f"{name} {value}" for name, value in study.base.loss.model_dump(mode="json").items()),
             deviations=deviations(study.base),
+            rollouts=rollouts if there else None,
+            memory=memory,
+            laws=laws,
+            budgets=list(budget_rows(laws)) if laws else [],
+            least_mass=LEAST_MASS,
+            surprising=SURPRISING,
+            script=text,
+            script_policy=policy if there else "'none'",
             levels=BETA_LEVELS,
             shade=SHADE,
             series=SERIES,

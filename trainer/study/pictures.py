@@ -2,55 +2,34 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
 
 from trainer.records import fields
 from trainer.report.charts import Chart
-from trainer.report.draw import FONT, STYLES, images, number_values
+from trainer.report.draw import FONT
 from trainer.report.style import INK, LINE, SERIES, SOFT
+from trainer.study.drawing import PLOT_HEIGHT, Picture, axes_in, colour, finish, short, style
 from trainer.study.inference import interval
 from trainer.study.probe import CONTINUATIONS, read_probe
 from trainer.study.results import MemberResult, StudyResult
 from trainer.study.table import BASELINE, Table
+from trainer.study.warm_up import warm_up
 
-WIDTH, PLOT_HEIGHT, ROW = 4.4, 2.3, 0.2
-LONGEST_LABEL = 34
+ROW = 0.2
+"""Inches of a setting."""
 FIRST_UPDATES = 25
 """That rollouts are pooled over for Fig. 7: the paper's warm-up."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Picture:
-    """One figure.
-
-    Attributes:
-        chart: its name, title and caption.
-        heads, rows: the numbers that it shows.
-        draw: makes it.
-    """
-
-    chart: Chart
-    heads: tuple[str, ...]
-    rows: list[tuple[Any, ...]]
-    draw: Callable[[], Figure]
-
-    def images(self) -> tuple[bytes, str]:
-        """A PNG, and an SVG element for the page."""
-        return images(self.draw, self.chart)
-
-
 def pictures(study: StudyResult, table: Table) -> Iterator[Picture]:
     """Those that the study has numbers for."""
-    for picture in (_trajectories(table), _entropy(table), _prefixes(study), _settings(study), _separation(study)):
+    for picture in (_trajectories(table), warm_up(table), _prefixes(study), _settings(study), _separation(study)):
         if picture.rows:
             yield picture
 
@@ -65,14 +44,14 @@ def _trajectories(table: Table) -> Picture:
     ]
 
     def draw() -> Figure:
-        figure, axis = _axes(PLOT_HEIGHT, "pass@1 by method", [row.title for row in table.rows])
+        figure, axis = axes_in(PLOT_HEIGHT, "pass@1 by method", [row.title for row in table.rows])
         for i, row in enumerate(table.rows):
             own = [values for values in rows if values[0] == row.title]
             steps, means, lows, highs = (list(column) for column in list(zip(*own, strict=True))[1:5])
-            axis.plot(steps, means, color=_colour(i), linestyle=_style(i), marker="o", markersize=2.5, zorder=3)
-            axis.fill_between(steps, lows, highs, color=_colour(i), alpha=0.1, linewidth=0)
+            axis.plot(steps, means, color=colour(i), linestyle=style(i), marker="o", markersize=2.5, zorder=3)
+            axis.fill_between(steps, lows, highs, color=colour(i), alpha=0.1, linewidth=0)
         axis.set_ylabel("share of correct answers", size=FONT - 1)
-        return _finish(figure, axis, "step")
+        return finish(figure, axis, "step")
 
     caption = (
         "The setting that represents each family: mean over seeds, with the 95% interval over problems (and seeds, "
@@ -81,32 +60,6 @@ def _trajectories(table: Table) -> Picture:
     return Picture(
         Chart("trajectories", "pass@1 by method", caption),
         ("method", "step", "pass_at_1", "low", "high", "seeds"),
-        rows,
-        draw,
-    )
-
-
-def _entropy(table: Table) -> Picture:
-    """Fig. 3."""
-    rows = [
-        (row.title, step, float(np.mean(values)), len(values))
-        for row in table.rows
-        for step, values in row.member.series(fields.TEACHER_ENTROPY).items()
-    ]
-
-    def draw() -> Figure:
-        figure, axis = _axes(PLOT_HEIGHT, "Teacher entropy on what is drawn", [row.title for row in table.rows])
-        for i, row in enumerate(table.rows):
-            own = [(step, mean) for title, step, mean, _ in rows if title == row.title]
-            if own:
-                axis.plot(*zip(*own, strict=True), color=_colour(i), linestyle=_style(i))
-        axis.set_ylabel("nats a token", size=FONT - 1)
-        return _finish(figure, axis, "step")
-
-    caption = "Mean entropy of the teacher’s next token over the prefixes of a step’s rollouts: high where it is lost."
-    return Picture(
-        Chart("teacher_entropy", "Teacher entropy on what is drawn", caption),
-        ("method", "step", "teacher_entropy", "runs"),
         rows,
         draw,
     )
@@ -122,16 +75,16 @@ def _prefixes(study: StudyResult) -> Picture:
     title = "What the blend's prefixes gain"
 
     def draw() -> Figure:
-        figure, axis = _axes(PLOT_HEIGHT, title, [f"the {who} goes on" for who in CONTINUATIONS])
+        figure, axis = axes_in(PLOT_HEIGHT, title, [f"the {who} goes on" for who in CONTINUATIONS])
         lengths = sorted({row[0] for row in rows})
         for i, who in enumerate(CONTINUATIONS):
             own = [(lengths.index(length) + 0.36 * (i - 0.5), *gain) for length, kind, *gain in rows if kind == who]
             places, means, lows, highs = (np.array(column) for column in zip(*own, strict=True))
-            axis.bar(places, 100 * means, 0.32, color=_colour(i), alpha=0.75)
+            axis.bar(places, 100 * means, 0.32, color=colour(i), alpha=0.75)
             axis.vlines(places, 100 * lows, 100 * highs, color=INK, linewidth=1)
         axis.axhline(0, color=SOFT, linewidth=0.8)
         axis.set_ylabel("success gained, %", size=FONT - 1)
-        _finish(figure, axis, "tokens of the prefix")
+        finish(figure, axis, "tokens of the prefix")
         axis.set_xticks(range(len(lengths)), lengths)
         return figure
 
@@ -157,16 +110,16 @@ def _settings(study: StudyResult) -> Picture:
     baseline = next((m.name for m in study.families().get(BASELINE, [])), None)
 
     def draw() -> Figure:
-        figure, axis = _axes(ROW * len(rows) + 0.1, "Every setting", [], left=2.1)
+        figure, axis = axes_in(ROW * len(rows) + 0.1, "Every setting", [], left=2.1)
         for place, (row, family) in enumerate(zip(rows, families, strict=True)):
-            axis.plot(row[3:5], [place, place], color=_colour(family), linewidth=2.5, alpha=0.35)
-            axis.plot(row[2], place, "o", color=_colour(family), markersize=4)
+            axis.plot(row[3:5], [place, place], color=colour(family), linewidth=2.5, alpha=0.35)
+            axis.plot(row[2], place, "o", color=colour(family), markersize=4)
         for row in rows:
             if row[0] == baseline:
                 axis.axvline(row[2], color=SOFT, linestyle=":", linewidth=1, zorder=0)
-        axis.set_yticks(range(len(rows)), [_short(row[0]) for row in rows], size=FONT - 2)
+        axis.set_yticks(range(len(rows)), [short(row[0]) for row in rows], size=FONT - 2)
         axis.set_ylim(len(rows) - 0.5, -0.5)
-        return _finish(figure, axis, "pass@1 at the best checkpoint", grid="x")
+        return finish(figure, axis, "pass@1 at the best checkpoint", grid="x")
 
     caption = (
         "The best checkpoint of each setting, with its 95% interval; the best of many is too high by luck, the more so "
@@ -187,17 +140,17 @@ def _separation(study: StudyResult) -> Picture:
                 rows.append((member.name, *pooled))
 
     def draw() -> Figure:
-        figure, axis = _axes(PLOT_HEIGHT, title, [], left=0.78)
+        figure, axis = axes_in(PLOT_HEIGHT, title, [], left=0.78)
         _, xs, ys, rewards = zip(*rows, strict=True)
         colours = LinearSegmentedColormap.from_list("reward", [LINE, SERIES[0], INK])
         axis.scatter(xs, ys, c=rewards, cmap=colours, edgecolor=SOFT, linewidth=0.6, zorder=3)
         for name, x, y, reward in rows:
             right = x > (min(xs) + max(xs)) / 2
             place: dict[str, Any] = {"xytext": (-5 if right else 5, 0), "ha": "right" if right else "left"}
-            text = f"{_short(str(name))}, reward {reward:.2f}"
+            text = f"{short(str(name))}, reward {reward:.2f}"
             axis.annotate(text, (x, y), textcoords="offset points", va="center", size=FONT - 3, color=SOFT, **place)
         axis.set_ylabel("AUROC", size=FONT - 1)
-        return _finish(figure, axis, "mean log-probability by the teacher, nats a token")
+        return finish(figure, axis, "mean log-probability by the teacher, nats a token")
 
     caption = (
         f"Rollouts of the first {FIRST_UPDATES} updates. AUROC: how well a rollout’s mean log q − log p tells right "
@@ -211,43 +164,3 @@ def _early(member: MemberResult, field: str) -> float:
     """Mean over the first updates and the runs; NaN where there is nothing."""
     values = [v for step, per_run in member.series(field).items() if step <= FIRST_UPDATES for v in per_run]
     return float(np.mean(values)) if values else math.nan
-
-
-def _axes(plot_height: float, title: str, names: Sequence[str], left: float = 0.62) -> tuple[Figure, Any]:
-    """A figure with one pair of axes under its title and legend; inches."""
-    columns = 2 if max(map(len, names), default=0) > 12 else 3
-    legend_rows = -(-len(names) // columns)
-    top = 0.42 + 0.2 * legend_rows
-    height = plot_height + top + 0.46
-    figure = Figure(figsize=(WIDTH, height))
-    figure.subplots_adjust(left / WIDTH, 0.46 / height, 1 - 0.16 / WIDTH, 1 - top / height)
-    figure.text(0.1 / WIDTH, 1 - 0.08 / height, title, size=FONT + 2, weight="bold", va="top")
-    if names:
-        lines = [Line2D([], [], color=_colour(i), linestyle=_style(i)) for i in range(len(names))]
-        figure.legend(
-            lines, names, loc="upper left", bbox_to_anchor=(0.04 / WIDTH, 1 - 0.28 / height), ncols=columns,
-            frameon=False, borderaxespad=0, handlelength=1.6, handletextpad=0.5, columnspacing=1.2, labelspacing=0.35,
-        )  # fmt: skip
-    return figure, figure.add_subplot()
-
-
-def _finish(figure: Figure, axis: Any, below: str, grid: str = "y") -> Figure:
-    axis.grid(axis=grid)
-    if grid == "y":
-        number_values(axis)
-    if below == "step":
-        axis.xaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10], integer=True))
-    axis.set_xlabel(below, loc="right", labelpad=1, size=FONT - 1)
-    return figure
-
-
-def _colour(place: int) -> str:
-    return SERIES[place % len(SERIES)]
-
-
-def _style(place: int) -> Any:
-    return STYLES[place // len(SERIES) % len(STYLES)]
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= LONGEST_LABEL else name[: LONGEST_LABEL - 1] + "…"

@@ -8,10 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from pydantic import ValidationError
 
 from trainer.config.run import RunConfig
 from trainer.errors import TrainerError
-from trainer.records import METRICS_FILE, Row, fields, read_rows, read_scores, read_settings
+from trainer.records import METRICS_FILE, SETTINGS_FILE, Row, fields, read_rows, read_scores, read_settings
+from trainer.records.files import SettingsBroken
 from trainer.report.runs import NothingToReport
 from trainer.study.plan import RUNS
 from trainer.study.queue import STUDY_FILE, OtherStudy, State, state_of
@@ -42,6 +44,19 @@ class RunResult:
     state: State
     rows: Sequence[Row]
     scores: Mapping[int, Mapping[str, np.ndarray]]
+
+    def config(self) -> RunConfig:
+        """The settings that it was trained with.
+
+        Raises:
+            SettingsBroken: its folder says none, or some that no run has.
+        """
+        try:
+            return RunConfig.model_validate(read_settings(self.folder))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "the file"
+            raise SettingsBroken(f"{self.folder / SETTINGS_FILE}: {where}: {first['msg']}") from None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -223,12 +223,13 @@ class PairedWorker(_RunnerWorker):
         return payload
 
     def memory_plan(self) -> dict[str, int]:
-        """Eq. 4-6 as allocated on this rank: bytes of weights, KV bytes per token, and the tokens that fit; and the
-        most that a step of the blend takes beside them."""
+        """Eq. 4-6 as allocated on this rank: bytes of weights, and of a single one, KV bytes per token, and
+        the tokens that fit; and the most that a step of the blend takes beside them."""
         runners = {"student": self.model_runner, "teacher": self.teacher.model_runner}
         plan = {}
         for name, runner in runners.items():
             plan[f"{name}_weight_bytes"] = sum(p.numel() * p.element_size() for p in runner.model.parameters())
+            plan[f"{name}_element_bytes"] = max(p.element_size() for p in runner.model.parameters())
             plan[f"{name}_kv_bytes_per_token"] = runner.kv_cache_configurator.bytes_per_token()
         vocab = max(runner.model_config.vocab_size for runner in runners.values())
         step = step_bytes(self.model_runner.max_running_requests, vocab, torch.device(self.model_runner.device).type)
