@@ -124,6 +124,21 @@ def test_nobody_finds_a_prefix_that_the_teacher_has_not_seen(server: Server, ora
         check_against_oracle(oracle, (ids, blend, common), answer, exact_penalties=False)
 
 
+def test_a_refused_request_leaves_no_prefix_that_the_teacher_has_not_seen(server: Server, oracle: Oracle) -> None:
+    """SGLang's scheduler runs it nevertheless, with token 0 for a prompt."""
+    server.kv_slots()  # flushes
+    (ids,) = prompts(1, 20, seed=10)
+    common = {"max_new_tokens": 6, "ignore_eos": True}
+    refused = {"input_ids": prompts(1, 508, seed=11)[0], "sampling_params": {"custom_params": ALONE}}
+    response = server.post("/generate", refused)
+    assert response.status_code == 400 and "exceeds the maximum allowed length" in response.text
+    blend = {"trb_epsilon": 0.05, "trb_return": "support_both"}
+    body = {"input_ids": [0, *ids], "sampling_params": common | {"custom_params": blend}, "return_logprob": True}
+    answer = server.post("/generate", body).json()
+    assert answer["meta_info"]["cached_tokens"] == 0
+    check_against_oracle(oracle, ([0, *ids], blend, common), answer, exact_penalties=False)
+
+
 def test_summary_and_levels(server: Server) -> None:
     ids = prompts(1, 12, seed=6)[0]
     by_level = {

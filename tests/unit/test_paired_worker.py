@@ -6,10 +6,12 @@ from typing import Any
 import pytest
 import torch
 from sglang.srt.configs import FalconH1Config, Qwen3NextConfig
+from sglang.srt.managers.scheduler import Scheduler
 from sglang.srt.managers.tp_worker import TpModelWorker
 from sglang.srt.sampling.sampling_params import SamplingParams
 from transformers import LlamaConfig
 
+from sglang_trb.engine.scheduling import scheduler
 from sglang_trb.engine.scheduling.scheduler import prefix_namespace
 from sglang_trb.engine.worker.batch import BlendColumns, TrbSamplingBatchInfo
 from sglang_trb.engine.worker.paired_worker import PairedWorker, _require_plain_attention
@@ -96,3 +98,22 @@ def test_no_key_of_a_client_leads_to_prefixes_that_the_teacher_has_not_seen() ->
     alone, paired = ({prefix_namespace(req(blend, key)) for key in keys} for blend in (ALONE, BLENDED))
     assert not alone & paired and len(alone) == len(paired) == len(keys) - 1, "None and '' are one"
     assert prefix_namespace(req(BLENDED)) is None
+
+
+@pytest.mark.parametrize("refused", [False, True])
+@pytest.mark.parametrize(("blend", "key"), [(ALONE, "student alone|x"), (BLENDED, "pair|x")])
+def test_a_request_keeps_its_namespace_however_often_it_is_queued(
+    monkeypatch: pytest.MonkeyPatch, blend: dict[str, Any], key: str, refused: bool
+) -> None:
+    """Preempted requests, and those that a pause held back, are queued as if they were new."""
+    queued, rehearsed = [], []
+    monkeypatch.setattr(Scheduler, "_add_request_to_queue", lambda self, req, is_retracted: queued.append(req))
+    monkeypatch.setattr(scheduler, "rehearse", lambda req, vocab_size: rehearsed.append(req))
+    monkeypatch.setattr(scheduler.TrbScheduler, "blends", True)
+    one: Any = scheduler.TrbScheduler.__new__(scheduler.TrbScheduler)
+    one.model_config = SimpleNamespace(vocab_size=4)
+    asked = req(blend, "x")
+    asked.to_finish = "refused" if refused else None
+    for count in (1, 2):
+        one._add_request_to_queue(asked)
+        assert asked.extra_key == key and len(queued) == count and bool(rehearsed) is not refused

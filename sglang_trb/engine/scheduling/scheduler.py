@@ -33,6 +33,16 @@ def prefix_namespace(req: Req) -> str | None:
     return f"pair|{req.extra_key}" if req.extra_key else None
 
 
+def _keep_apart(req: Req) -> None:
+    """Move a request into its namespace, once: it is queued again when it was preempted or held back.
+
+    One that SGLang refused is moved too: it runs with a prompt of one token, which is cached as any other.
+    """
+    if not getattr(req, "trb_kept_apart", False):
+        req.extra_key = prefix_namespace(req)
+        req.trb_kept_apart = True
+
+
 class TrbScheduler(Scheduler):
     """Hosts the pair when the server runs with ``--sampling-backend trb``; otherwise SGLang's scheduler."""
 
@@ -101,10 +111,11 @@ class TrbScheduler(Scheduler):
             self._answer(recv_req, containment.abort_reason(error))
 
     def _add_request_to_queue(self, req: Req, is_retracted: bool = False) -> None:
-        if self.blends and not is_retracted and req.to_finish is None:
+        if self.blends and not is_retracted:
             try:
-                req.extra_key = prefix_namespace(req)
-                rehearse(req, self.model_config.vocab_size)
+                _keep_apart(req)
+                if req.to_finish is None:
+                    rehearse(req, self.model_config.vocab_size)
             except Exception as error:
                 return self._end(req, error)
         return super()._add_request_to_queue(req, is_retracted)
