@@ -114,7 +114,7 @@ _SCHEDULER = (
         """finished finished_reason to_finish finished_len finished_output output_ids skip_radix_cache_insert
         sampling_params return_logprob is_retracted kv extend_range prefix_indices last_node lock_receipt
         inflight_middle_chunks extend_batch_idx cached_tokens cached_tokens_device cached_tokens_host
-        cached_tokens_storage _cache_breakdown_computed already_computed""",
+        cached_tokens_storage _cache_breakdown_computed already_computed extra_key""",
     ),
     _used(
         "managers.schedule_batch", "scheduling.scheduler", "batches and the ends of requests",
