@@ -43,6 +43,7 @@ def train(config: RunConfig, *, quiet: bool = False) -> None:
 
             for step in run.pending_evaluations:  # were made beside the training, and cut short
                 evaluator.evaluate_late(step)
+                run.record_late(evaluator.late())
             if run.pending_row is not None:  # of the untrained student, or of an update whose evaluation was cut short
                 run.record(run.step, run.pending_row, evaluator.evaluate_if_due(run.step))
             for k in range(run.step, config.steps):
