@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -20,13 +21,25 @@ def pair() -> Pair:
 
 @pytest.fixture(scope="module")
 def server(pair, tmp_path_factory):
+    with server_of(pair, tmp_path_factory) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def second_server(pair, server, tmp_path_factory):
+    with server_of(pair, tmp_path_factory) as address:
+        yield address
+
+
+@contextlib.contextmanager
+def server_of(pair, tmp_path_factory):
     options = ["--model-path", str(pair.student), "--speculative-draft-model-path", str(pair.teacher)]
     options += ["--preferred-sampling-params", json.dumps(PREFERRED)]
     os.environ[ADMIN_KEY_VARIABLE] = ADMIN_KEY  # the server's and the trainers'
     log = tmp_path_factory.mktemp("server") / "server.log"
     with serving(ROOT / "server_configs" / "cpu-tiny.yaml", options, log=log) as address:
         yield address
-    del os.environ[ADMIN_KEY_VARIABLE]
+    os.environ.pop(ADMIN_KEY_VARIABLE, None)
 
 
 @pytest.fixture

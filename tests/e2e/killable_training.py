@@ -3,11 +3,11 @@
     python -m tests.e2e.killable_training WHERE COUNT train-arguments...
 
 WHERE: ``journal`` (in the middle of collection), ``update`` (after an update, before it is recorded), ``checkpoint``
-(all is written but the name), ``evaluation`` (measured, not recorded), ``push`` (after a part of the weights was sent),
-``none``. COUNT: at which pass. The others harm something else: ``server`` kills the server that the run started, in the
-middle of collection, and ``server_in_push`` between two parts of the weights; ``disk`` lets the files of a checkpoint
-grow to 100 kB only, ``disk_in_journal`` fails once a rollout was written, ``nan`` makes one update's gradient NaN,
-and ``refusal`` has one request refused.
+(all is written but the name), ``evaluation`` (measured, not recorded), ``evaluation_beside`` (the same, once a later
+checkpoint is there), ``push`` (after a part of the weights was sent), ``none``. COUNT: at which pass. The others harm
+something else: ``server`` kills the server that the run started, in the middle of collection, and ``server_in_push``
+between two parts of the weights; ``disk`` lets the files of a checkpoint grow to 100 kB only, ``disk_in_journal`` fails
+once a rollout was written, ``nan`` makes one update's gradient NaN, and ``refusal`` has one request refused.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import os
 import resource
 import signal
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -24,7 +25,7 @@ import psutil
 
 import trainer.atomic
 from sglang_trb.cli.main import main as trb
-from trainer.learner.checkpoints import STATE
+from trainer.learner.checkpoints import STATE, CheckpointStore
 from trainer.rollouts.client import Refused, TrbClient
 from trainer.rollouts.journal import StepJournal
 
@@ -41,6 +42,8 @@ def main() -> int:
         from trainer.run import evaluator
 
         _end_in(evaluator, "evaluate_benchmark", int(count))
+    elif where == "evaluation_beside":
+        _end_in_evaluation_beside(int(count))
     elif where == "push":
         _in_push(int(count), lambda: os._exit(9))
     elif where == "server_in_push":
@@ -64,6 +67,27 @@ def main() -> int:
 
 def _end_in(owner: Any, method: str, count: int) -> None:
     _call_after(owner, method, count, lambda: os._exit(9))
+
+
+def _end_in_evaluation_beside(count: int) -> None:
+    from trainer.run import evaluator
+
+    evaluate, passes = evaluator.evaluate_benchmark, 0
+
+    def counted(leader: Any, benchmark: Any, step: int) -> Any:
+        nonlocal passes
+        measured = evaluate(leader, benchmark, step)
+        passes += 1
+        store = CheckpointStore(leader.config.run_folder / "checkpoints", 1)
+        while passes == count:
+            latest = store.latest()
+            if latest is not None and latest.step > step:
+                time.sleep(1.0)  # what is older than the newest is removed meanwhile
+                os._exit(9)
+            time.sleep(0.01)
+        return measured
+
+    evaluator.evaluate_benchmark = counted  # type: ignore[assignment]
 
 
 def _kill_server() -> None:

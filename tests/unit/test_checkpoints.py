@@ -37,6 +37,15 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
     assert store.latest().state() == {"step": 1_000_000}
 
 
+def test_what_is_still_to_be_evaluated_is_kept(tmp_path):
+    store = CheckpointStore(tmp_path, keep_last=1)
+    make(store, 2, 4, 6, 8)
+    store.prune({4, 20})
+    assert steps_of(store) == [4, 8]
+    store.prune()
+    assert steps_of(store) == [8]
+
+
 def test_the_best_has_the_highest_score_and_nan_is_never_it(tmp_path):
     store = CheckpointStore(tmp_path, keep_last=1)
     best = []

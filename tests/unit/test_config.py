@@ -201,6 +201,22 @@ def test_documented_baselines_are_configurations(overrides):
     assert all(config.sampling(step)[0].returned.includes(Return.SUPPORT) for step in (0, config.steps))
 
 
+def test_a_server_for_evaluations(minimal):
+    """It is none of the others, and what it evaluates is a checkpoint."""
+    two = ["evaluation.beside_training=true", "server.urls=[http://a, http://b]"]
+    assert load_config(minimal, two).evaluation.beside_training
+    assert load_config(minimal, [*two, "evaluation.every=40"]).checkpoints.every == 20
+    for servers in ("server.urls=[http://a, http://b, http://a/]", "server={launch: x.yaml}"):
+        with pytest.raises(
+            WrongConfig, match=r"^evaluation\.beside_training: got true with server\.urls \[.*\]; allowed"
+        ):
+            load_config(minimal, [two[0], servers])
+    with pytest.raises(
+        WrongConfig, match=r"^evaluation\.every: got 30 with checkpoints\.every 20; allowed .* multiple"
+    ):
+        load_config(minimal, [*two, "evaluation.every=30"])
+
+
 def test_all_baselines_are_documented():
     assert len(documented_baselines()) == 10
 
@@ -244,6 +260,12 @@ def test_merge_keys_work(minimal):
         ("rollouts.max_staleness=-1", "rollouts.max_staleness"),
         ("rollouts.max_staleness=17", "rollouts.max_staleness"),
         ("rollouts.max_staleness=1.5", "rollouts.max_staleness"),
+        (
+            "evaluation.beside_training=true",
+            "evaluation.beside_training: got true with server.urls ['http://127.0.0.1:30000']; allowed: false, or true "
+            "with two servers and more",
+        ),
+        ("evaluation.beside_training=1.5", "evaluation.beside_training"),
     ],
 )
 def test_names_paths_and_ranges(minimal, override, says):

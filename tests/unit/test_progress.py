@@ -89,6 +89,18 @@ def test_a_log_has_one_plain_line_a_step(clock, monkeypatch):
     assert third.startswith("step 2/50 | ") and third.endswith("0:08:00 left")
 
 
+def test_an_evaluation_of_an_earlier_step_changes_nothing_else(clock):
+    stream = io.StringIO()
+    with TrainingProgress(4, stream=stream, clock=clock) as progress:
+        for step in (1, 2, 3):
+            clock.now += 10
+            progress.step_done({"step": step})
+        progress.evaluated({"step": 2, "eval/sums/pass_at_1": 0.25, "eval/seconds": 9.0})
+        clock.now += 10
+        progress.step_done({"step": 4})
+    assert lines(stream)[3:] == ["evaluated step 2 | pass@1 sums 0.250", "step 4/4 | 0:00:00 left"]
+
+
 def test_a_long_phase_gives_a_sign_of_life_in_a_log(clock):
     stream = io.StringIO()
     with TrainingProgress(2, stream=stream, clock=clock) as progress:

@@ -110,6 +110,33 @@ def test_a_student_of_the_hub_is_held_as_its_own_tensors(route, tmp_path, monkey
     assert held.keys() == weights.keys() and all(torch.equal(held[name], weights[name]) for name in weights)
 
 
+def read_by_a_server(pusher, folder):
+    server = Server()
+    pusher.publish_folder(folder, "run/step-2@token")
+    asyncio.run(pusher.resync(server))
+    return Path(server.bodies[0]["model_path"])
+
+
+def test_a_checkpoint_is_copied_only_for_servers_that_see_another_folder_alone(tmp_path):
+    student, shared = build_pair("plain").student, tmp_path / "shared"
+    assert read_by_a_server(make_pusher(Push(), tmp_path / "run", str(student)), student) == student.resolve()
+    copied = read_by_a_server(make_pusher(Push(folder=str(shared)), tmp_path / "run", str(student)), student)
+    assert copied.parent == shared / "run" and check_checkpoint(copied, str(student)) is None
+
+
+@pytest.mark.parametrize("shared", [None, "shared"])
+def test_two_pushers_of_a_run_remove_nothing_of_each_other(tmp_path, shared):
+    student = str(build_pair("plain").student)
+    settings = Push(folder=None if shared is None else str(tmp_path / shared))
+    both = [make_pusher(settings, tmp_path / "run", student, apart=apart) for apart in (False, True)]
+    for version in ("run/step-1@a", "run/step-2@b"):
+        for pusher in both:
+            pusher.publish(load_file(Path(student) / "model.safetensors"), version)
+    folders = [pusher.folder for pusher in both]
+    assert folders[1].name == f"{folders[0].name}@evaluation" and folders[0].parent == folders[1].parent
+    assert all([path.name for path in folder.iterdir()] == ["run-step-2@b"] for folder in folders)
+
+
 @pytest.mark.parametrize("route", ["disk", "tensor", "distributed"])
 def test_a_configuration_names_the_route(route, tmp_path):
     pusher = make_pusher(Push(route=route), tmp_path, "source")

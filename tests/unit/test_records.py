@@ -142,6 +142,21 @@ def test_a_resumed_curve_has_each_step_once_and_loses_nothing(path):
     log.append({"step": 0})
 
 
+def test_what_is_measured_later_is_added_to_its_row(path):
+    log = recorded(path, range(4), loss=1.0 / 3.0)
+    before = path.read_bytes().splitlines()
+    log.amend(2, {"eval/sums/pass_at_1": math.nan, "time/eval_s": 2.5})
+    assert (after := path.read_bytes().splitlines())[:2] == before[:2] and after[3] == before[3]
+    row = read_rows(path)[2]
+    assert row["train/loss"] == 1.0 / 3.0 and math.isnan(row["eval/sums/pass_at_1"]) and row["time/eval_s"] == 2.5
+    log.append({"step": 4})
+    for step, values in ((9, {"a/b": 1.0}), (3, {"a/b": None})):
+        whole = path.read_bytes()
+        with pytest.raises(InvalidParameter):
+            log.amend(step, values)
+        assert path.read_bytes() == whole
+
+
 def test_killed_between_the_two_files_of_a_rewind_the_rows_are_in_both(path, monkeypatch):
     log = recorded(path, range(4))
     before = path.read_bytes()

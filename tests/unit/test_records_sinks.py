@@ -54,6 +54,16 @@ def test_a_failing_sink_is_reported_once_and_everything_else_goes_on(log):
     assert good.closed
 
 
+def test_what_is_measured_later_reaches_the_sinks_with_its_step(log):
+    sink = Kept()
+    records = RunRecords(log, [sink])
+    for step in range(3):
+        records.append({"step": step, "train/loss": 0.5})
+    records.amend(1, {"eval/sums/pass_at_1": 0.25})
+    assert sink.rows[-1] == {"step": 1, "eval/sums/pass_at_1": 0.25}
+    assert read_rows(log.path)[1] == {"step": 1, "train/loss": 0.5, "eval/sums/pass_at_1": 0.25}
+
+
 def test_failing_to_close_is_reported_and_closes_the_others(log):
     notes, sinks = [], [Kept(fails_closing=True), Kept()]
     records = RunRecords(log, sinks, notes.append)

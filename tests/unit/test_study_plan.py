@@ -33,6 +33,16 @@ def test_shipped_studies_can_be_planned(path, monkeypatch):
     assert len(make_plan(load_study(path)).runs) > 1
 
 
+def test_whether_its_evaluations_wait_is_no_part_of_a_run(tmp_path):
+    """The study's servers are known when it is begun; two and more may be of one worker."""
+    servers = {"server": {"urls": ["http://a", "http://b"]}}
+    waits, beside = (
+        plan_of(tmp_path, set=servers | {"evaluation.beside_training": beside, "evaluation.every": 20})
+        for beside in (False, True)
+    )
+    assert beside.runs[0].config.evaluation.beside_training and waits.recorded() == beside.recorded()
+
+
 def test_every_known_method_differs_from_the_base_in_its_own_fields_alone(tmp_path):
     """All see the same prompts in the same order, under one evaluation, whatever they change."""
     plan = plan_of(tmp_path, families=list(METHODS), set={"steps": 60})

@@ -191,6 +191,9 @@ class Evaluation(Section):
 
     every: int = Field(20, ge=0, description="updates between evaluations (App. A.1); 0: never")
     at_start: bool = Field(True, description="evaluate before the first update too")
+    beside_training: bool = Field(
+        False, description="while the training goes on, on the last of server.urls, which then takes no rollouts"
+    )
     benchmarks: tuple[Benchmark, ...] = Field((), description="problem sets")
     temperature: float = Field(1.0, ge=0, description="Table 3")
     max_new_tokens: int = Field(8192, ge=1, description="Table 3")
@@ -255,6 +258,24 @@ class RunConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _can_evaluate_beside(self) -> Self:
+        if not self.evaluation.beside_training:
+            return self
+        *others, last = [url.rstrip("/") for url in self.server.urls] or [""]
+        if not others or last in others:
+            raise ValueError(
+                f"evaluation.beside_training: got true with server.urls {list(self.server.urls)}; allowed: false, or "
+                "true with two servers and more, the last of which is for evaluations alone"
+            )
+        if self.evaluation.every % self.checkpoints.every != 0:
+            raise ValueError(
+                f"evaluation.every: got {self.evaluation.every} with checkpoints.every {self.checkpoints.every}; "
+                "allowed with evaluation.beside_training: a multiple of checkpoints.every, since the checkpoint of its "
+                "step is evaluated"
+            )
+        return self
+
     @field_validator("folder")
     @classmethod
     def _is_a_path(cls, folder: str) -> str:
@@ -270,6 +291,11 @@ class RunConfig(Section):
     def run_folder(self) -> Path:
         """The run's own folder."""
         return Path(self.folder).expanduser() / self.name
+
+    @property
+    def evaluates_beside(self) -> bool:
+        """Whether a server is kept for evaluations."""
+        return self.evaluation.beside_training and self.evaluation.every > 0 and bool(self.evaluation.benchmarks)
 
     @property
     def longest_sequence(self) -> int:

@@ -10,7 +10,7 @@ import dataclasses
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -122,11 +122,11 @@ class CheckpointStore:
         for path in self.folder.glob(UNFINISHED + "*"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
-    def prune(self) -> None:
-        """Remove all but the newest ``keep_last`` and the best."""
+    def prune(self, also_keep: Container[int] = ()) -> None:
+        """Remove all but the newest ``keep_last``, the best, and those of the steps that are named."""
         best = self.best()
         for checkpoint in self.all()[: -self._keep_last]:
-            if best is None or checkpoint.step != best.step:
+            if checkpoint.step not in also_keep and (best is None or checkpoint.step != best.step):
                 remove_folder(checkpoint.folder)
 
     def _found(self) -> Iterator[Checkpoint]:

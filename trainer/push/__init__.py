@@ -13,19 +13,23 @@ from trainer.push.tensor import TensorPusher
 __all__ = ["Pusher", "make_pusher"]
 
 
-def make_pusher(settings: Push, run_folder: Path, source: str) -> Pusher:
+def make_pusher(settings: Push, run_folder: Path, source: str, *, apart: bool = False) -> Pusher:
     """The pusher that a configuration names.
 
     Args:
         settings: the route.
         run_folder: of the run, for the disk route's own folder.
         source: the checkpoint that training started from.
+        apart: not for the servers that draw the training's rollouts: with a folder of its own on the disk route.
     """
     bucket_bytes = int(settings.bucket_mib * 2**20)
     match settings.route:
         case "disk":
-            shared = None if settings.folder is None else Path(settings.folder).expanduser()
-            return DiskPusher(run_folder / "push" if shared is None else shared / run_folder.name, source)
+            own = "@evaluation" if apart else ""  # no run has a name with an @
+            if settings.folder is None:
+                return DiskPusher(run_folder / f"push{own}", source)
+            folder = Path(settings.folder).expanduser() / f"{run_folder.name}{own}"
+            return DiskPusher(folder, source, reads_elsewhere=False)
         case "tensor":
             return TensorPusher(bucket_bytes)
         case "distributed":

@@ -21,10 +21,11 @@ class DiskPusher(Pusher):
     Args:
         folder: of this pusher alone: only the newest version is kept in it.
         source: as in `write_student`.
+        reads_elsewhere: the servers see the run's other folders, too: a checkpoint there is not copied.
     """
 
-    def __init__(self, folder: Path, source: str) -> None:
-        self.folder, self._source = folder, source
+    def __init__(self, folder: Path, source: str, *, reads_elsewhere: bool = True) -> None:
+        self.folder, self._source, self._reads_elsewhere = folder, source, reads_elsewhere
         self._current: str | None = None
 
     def publish(self, weights: Mapping[str, torch.Tensor], weight_version: str) -> None:
@@ -36,11 +37,16 @@ class DiskPusher(Pusher):
         for other in self.folder.iterdir():
             if other != target:
                 shutil.rmtree(other)
-        self.publish_folder(target, weight_version)
+        self._read_from(target, weight_version)
 
     def publish_folder(self, folder: str | Path, weight_version: str) -> None:
-        if not Path(folder).is_dir():  # an id on the hub: its snapshot is in a cache that the servers need not share
-            return self.publish(read_weights(folder), weight_version)
+        # An id on the hub: its snapshot is in a cache that the servers need not share.
+        if self._reads_elsewhere and Path(folder).is_dir():
+            self._read_from(folder, weight_version)
+        else:
+            self.publish(read_weights(folder), weight_version)
+
+    def _read_from(self, folder: str | Path, weight_version: str) -> None:
         self._current, self._version = os.fspath(Path(folder).resolve()), weight_version
 
     async def resync(self, client: TrbClient) -> None:

@@ -104,6 +104,7 @@ PASS_AT_1 = Family(
 PASS_AT_1_LOW = Family("eval/<benchmark>/pass_at_1_low", "0-1", "lower end of its interval")
 PASS_AT_1_HIGH = Family("eval/<benchmark>/pass_at_1_high", "0-1", "upper end of its interval")
 FAULTS = Family("eval/<benchmark>/faults", "responses", "that could not be had or graded")
+EVALUATION_SECONDS = Metric("eval/seconds", "s", "that an evaluation beside the training took")
 
 METRICS: dict[str, Metric] = {str(metric): metric for metric in list(vars().values()) if isinstance(metric, Metric)}
 """All of them by name, in the order of their declaration."""

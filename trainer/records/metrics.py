@@ -72,6 +72,20 @@ class MetricsLog:
         _append_synced(self.path, line)
         self.last_step = step
 
+    def amend(self, step: int, values: Mapping[str, float]) -> None:
+        """Add what was measured later to a row that is there; readers see the file as it was or with it, whole.
+
+        Raises:
+            InvalidParameter: no row of that step, or a name or value that a row cannot hold.
+            OSError: the disk is full or gone; the file is as it was.
+        """
+        rows = read_rows(self.path)
+        amended = next((row for row in rows if row["step"] == step), None)
+        if amended is None:
+            raise InvalidParameter("step", step, "that of a recorded row")
+        amended.update(values)
+        write_file(self.path, _to_text(rows))
+
     def rewind(self, step: int) -> Path | None:
         """Before resuming from the checkpoint of ``step``: move the rows after it to a history file.
 

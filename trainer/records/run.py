@@ -23,6 +23,14 @@ class RunRecords:
     def append(self, row: Mapping[str, float]) -> None:
         """Record one step; see `MetricsLog.append` for what is allowed and raised."""
         self.log.append(row)
+        self._show(row)
+
+    def amend(self, step: int, values: Mapping[str, float]) -> None:
+        """Add to the row of an earlier step; see `MetricsLog.amend` for what is allowed and raised."""
+        self.log.amend(step, values)
+        self._show({"step": step, **values})
+
+    def _show(self, row: Mapping[str, float]) -> None:
         for sink in [*self._sinks]:
             try:
                 sink.write(row)

@@ -30,7 +30,10 @@ class SinkFailed(TrainerError, RuntimeError):
 
 
 class Sink(Protocol):
-    """Takes rows in the order of their steps. Raises SinkFailed, and nothing else, when it cannot."""
+    """Takes rows in the order of their steps, of which some come again with what was measured later, and that alone.
+
+    Raises SinkFailed, and nothing else, when it cannot.
+    """
 
     def write(self, row: Mapping[str, float]) -> None:
         """Take one row. Raises: SinkFailed."""

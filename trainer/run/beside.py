@@ -45,6 +45,15 @@ class Beside(contextlib.AbstractContextManager):
         if self._asked:
             self._asked[-1].result()
 
+    def check(self) -> None:
+        """Wait for nothing.
+
+        Raises:
+            Exception: what one of them raised, if any has.
+        """
+        if self._failure is not None:
+            raise self._failure
+
     def stop(self) -> None:
         """End what is being done, and drop what was to come."""
         self._pool.shutdown(wait=False, cancel_futures=True)

@@ -53,7 +53,7 @@ class Leader(contextlib.AbstractContextManager):
         trains: bool = True,
     ) -> None:
         self.config, self.pair, self.note = config, pair, note
-        self.servers = Servers(config, pair, note, on_rollout)
+        self.servers = Servers(config, pair, note, on_rollout, apart=not trains)
         self._tokenizer = AutoTokenizer.from_pretrained(config.models.student)
         data = config.data
         self._render = Renderer(self._tokenizer, data.template, data.system_prompt, data.enable_thinking)

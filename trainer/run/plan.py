@@ -104,6 +104,8 @@ def describe(config: RunConfig, processes: int) -> Iterator[str]:
     evaluation = config.evaluation
     for benchmark in evaluation.benchmarks:
         yield f"evaluation every {evaluation.every}: {benchmark.name}, {benchmark.samples} samples a problem"
+    if config.evaluates_beside:
+        yield f"evaluations beside the training, on {config.server.urls[-1]}, which takes no rollouts"
     yield (
         f"memory of one of {processes} processes, ZeRO {config.optimisation.zero_stage}, without activations "
         f"and buckets: "

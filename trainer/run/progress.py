@@ -112,6 +112,13 @@ class TrainingProgress:
         if not self._live and not self._quiet:
             self._line(text)
 
+    def evaluated(self, row: Mapping[str, float]) -> None:
+        """Show the evaluation of a step that was shown without it."""
+        with self._lock:
+            self._state.keep_evaluations(row)
+        if not self._live and not self._quiet:
+            self._line(" | ".join([f"evaluated step {row['step']}", *_scores(row)]))
+
     def note(self, text: str) -> None:
         """Say something that must be seen, also when quiet: a wait, a warning. Untrusted text is made harmless."""
         self._line(visible(text))
@@ -163,8 +170,11 @@ class _State:
                 self.series.setdefault(name, []).append(value)
             if phase := fields.TIME.member(name):
                 self.seconds[phase] += value
-            if benchmark := fields.PASS_AT_1.member(name):
-                self.evaluations.setdefault(benchmark, []).append((self.step, row))
+        self.keep_evaluations(row)
+
+    def keep_evaluations(self, row: Mapping[str, float]) -> None:
+        for benchmark in filter(None, map(fields.PASS_AT_1.member, row)):
+            self.evaluations.setdefault(benchmark, []).append((int(row["step"]), row))
 
     def phase_text(self) -> str:
         seconds = self.clock() - self._phase_started
@@ -214,16 +224,19 @@ def _evaluation(benchmark: str, row: Mapping[str, float]) -> str:
     return f"{row[fields.PASS_AT_1.of(benchmark)]:.3f}{interval}"
 
 
+def _scores(row: Mapping[str, float]) -> list[str]:
+    evaluated = filter(None, map(fields.PASS_AT_1.member, row))
+    return [f"pass@1 {benchmark} {_evaluation(benchmark, row)}" for benchmark in evaluated]
+
+
 def _step_line(row: Mapping[str, float], state: _State) -> str:
     values = [f"{metric.log} {row[metric]:{metric.shown}}" for metric in SHOWN if metric in row]
     seconds = {phase: value for name, value in row.items() if (phase := fields.TIME.member(name))}
-    evaluated = [benchmark for name in row if (benchmark := fields.PASS_AT_1.member(name))]
-    scores = [f"pass@1 {benchmark} {_evaluation(benchmark, row)}" for benchmark in evaluated]
     parts = [f"step {state.step}/{state.total}", " ".join(values)]
     if seconds:
         parts.append(f"{sum(seconds.values()):.1f} s: {_shares(seconds)}")
     left = state.left()
-    parts += [*scores, "" if left is None else f"{duration(left)} left"]
+    parts += [*_scores(row), "" if left is None else f"{duration(left)} left"]
     return " | ".join(part for part in parts if part)
 
 

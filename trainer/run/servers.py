@@ -45,15 +45,24 @@ class Servers(contextlib.AbstractContextManager):
         pair: as this process read it from the checkpoints; a server that hosts another is refused.
         note: called with a line for people.
         on_rollout: called with (finished, wanted, tokens) as rollouts come.
+        apart: as in `make_pusher`.
 
     Raises:
         NoAdminKey: the configuration's push needs one.
     """
 
-    def __init__(self, config: RunConfig, pair: Pair, note: Callable[[str], None], on_rollout: OnRollout) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        pair: Pair,
+        note: Callable[[str], None],
+        on_rollout: OnRollout,
+        *,
+        apart: bool = False,
+    ) -> None:
         self._config, self._note, self._on_rollout = config, note, on_rollout
         self._check = ServerCheck(config, pair, note)
-        self._pusher = make_pusher(config.push, config.run_folder, config.models.student)
+        self._pusher = make_pusher(config.push, config.run_folder, config.models.student, apart=apart)
         self._admin_key = config.server.admin_key()
         if self._admin_key is None and config.server.launch is not None:
             self._admin_key = secrets.token_urlsafe()

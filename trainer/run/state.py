@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 from sglang_trb.errors import TrbError
 from trainer.atomic import new_folder
 from trainer.config.run import RunConfig
-from trainer.learner.checkpoints import ENGINE, STATE, STUDENT, Best, CheckpointStore
+from trainer.learner.checkpoints import ENGINE, STATE, STUDENT, Best, CheckpointBroken, CheckpointStore
 from trainer.learner.learner import Learner
 from trainer.learner.processes import Processes
 from trainer.learner.student_folder import write_student
@@ -37,6 +38,7 @@ from trainer.records.sinks import Sink
 from trainer.run.folder import check_continues, claimed, write_provenance
 from trainer.run.leader import Leader
 from trainer.run.memory import server_memory
+from trainer.run.pending_evaluations import PendingEvaluations
 from trainer.run.phases import Phases
 from trainer.run.progress import TrainingProgress
 from trainer.run.rollout_source import journal_path
@@ -57,6 +59,7 @@ class RunState(contextlib.AbstractContextManager):
         phases: what the run is doing, and for how long.
         step: updates that the newest checkpoint holds, once `resume` was called.
         pending_row: the row of ``step``, if no process has recorded it yet: its evaluation is to be made.
+        pending_evaluations: steps whose rows are recorded without the evaluations that were made beside the training.
 
     Raises:
         FolderInUse: another process is at work there.
@@ -74,6 +77,8 @@ class RunState(contextlib.AbstractContextManager):
         self.phases = Phases(self._show_phase)
         self.step = 0
         self.pending_row: Row | None = None
+        self.pending_evaluations: list[int] = []
+        self._pending = PendingEvaluations(self._folder)
 
     def __enter__(self) -> RunState:
         with self._stack as stack, self._processes.together():
@@ -118,11 +123,12 @@ class RunState(contextlib.AbstractContextManager):
             learner.load(checkpoint.engine)
         with self._processes.together():
             pending = self._pending_row() if self._processes.leads else None
-        self.pending_row = self._processes.share(pending)
+            evaluations = self._pending_evaluations(pending) if self._processes.leads else []
+        self.pending_row, self.pending_evaluations = self._processes.share((pending, evaluations))
 
     def is_complete(self) -> bool:
         """Whether nothing is left to do; then says so."""
-        if self.step < self._config.steps or self.pending_row is not None:
+        if self.step < self._config.steps or self.pending_row is not None or self.pending_evaluations:
             return False
         self.note(f"all {self._config.steps} updates are made; the newest checkpoint holds {self.step}")
         if not (self._folder / REPORT).is_dir():  # the process ended after its last row
@@ -162,17 +168,42 @@ class RunState(contextlib.AbstractContextManager):
         if self._leader is not None:
             self._tidy(step)
 
+    def student_of(self, step: int) -> str | Path:
+        """The checkpoint of the student after so many updates; 0 is the configuration's.
+
+        Raises:
+            CheckpointBroken: it is gone.
+        """
+        if step == 0:
+            return self._config.models.student
+        folder = self._store.path(step) / STUDENT
+        if not folder.is_dir():
+            raise CheckpointBroken(f"{folder}: it is gone, and still to be evaluated; {self._pending.remedy}")
+        return folder
+
     def record(self, step: int, row: Row, evaluated: Row) -> None:
-        """Record and show update ``step``, with the evaluation after it, if there was one."""
+        """Record and show update ``step``, with the evaluation after it, if there was one; it may be due, and late."""
         if self._records is not None and self._screen is not None:
             if evaluated:
                 self._note_best(step, evaluated)
-            # A row that an earlier process left has times of its own.
-            times = {name: value + row.get(name, 0.0) for name, value in self.phases.row().items()}
-            row = {"step": step, **row, **evaluated, **times}
+            elif self._config.evaluation.is_due(step, self._config.steps):
+                self._pending.add(step)
+            row = {"step": step, **row, **evaluated, **self._times(row)}
             self._records.append(row)
             self._screen.step_done(row)
         self.phases.forget()
+
+    def record_late(self, evaluations: Sequence[tuple[int, Row]]) -> None:
+        """Add evaluations to the rows of their steps, which are recorded."""
+        for step, evaluated in evaluations:
+            if self._records is not None and self._screen is not None:
+                recorded = next(row for row in read_rows(self._records.log.path) if row["step"] == step)
+                self._note_best(step, evaluated)
+                self._records.amend(step, evaluated | self._times(recorded))
+                self._pending.remove(step)
+                self._store.prune(self._pending.steps())
+                self._screen.evaluated({"step": step, **evaluated})
+            self.phases.forget()
 
     def report(self) -> None:
         """Write the run's page."""
@@ -189,9 +220,13 @@ class RunState(contextlib.AbstractContextManager):
         if self._screen is not None:
             self._screen.phase(name)
 
+    def _times(self, row: Row) -> Row:
+        """Of the phases since the last row, and those that an earlier process, or this one before, left in the row."""
+        return {name: value + row.get(name, 0.0) for name, value in self.phases.row().items()}
+
     def _tidy(self, step: int) -> None:
         """Remove what is no longer needed once a checkpoint is there."""
-        self._store.prune()
+        self._store.prune(self._pending.steps())
         if not self._config.checkpoints.keep_journals:
             newest = journal_path(self._folder, step)
             for path in newest.parent.glob("*.rollouts"):
@@ -200,10 +235,10 @@ class RunState(contextlib.AbstractContextManager):
 
     def _note_best(self, step: int, row: Row) -> None:
         """Of the checkpoints that were evaluated."""
-        if self._store.path(step).is_dir():
-            scores = [value for name, value in row.items() if fields.PASS_AT_1.member(name) is not None]
+        scores = [value for name, value in row.items() if fields.PASS_AT_1.member(name) is not None]
+        if scores and self._store.path(step).is_dir():
             self._store.record_best(Best(step, float(np.mean(scores))))
-            self._store.prune()
+            self._store.prune(self._pending.steps())
 
     def _pending_row(self) -> Row | None:
         """The row of the newest checkpoint's update, if the process ended before it was recorded: in its evaluation.
@@ -216,6 +251,13 @@ class RunState(contextlib.AbstractContextManager):
         if checkpoint is None or any(row["step"] == checkpoint.step for row in read_rows(log.path)):
             return None
         return checkpoint.state()["metrics"]
+
+    def _pending_evaluations(self, pending_row: Row | None) -> list[int]:
+        """Those of rows that stay; with a row that is made again its evaluation is, too."""
+        made = self.step if pending_row is None else self.step - 1
+        steps = [step for step in self._pending.steps() if self.step > 0 and step <= made]
+        self._pending.replace(steps)
+        return steps
 
     def _forget_evaluations(self) -> None:
         """Those after the checkpoint: the updates up to them are made again, on a GPU not to the last bit."""

@@ -13,6 +13,7 @@ from sglang_trb.pair.pair import Pair
 from trainer.config.run import RunConfig
 from trainer.learner.learner import Learner
 from trainer.learner.processes import Processes
+from trainer.run.evaluations_beside import drawing, evaluation_leader
 from trainer.run.evaluator import Evaluator
 from trainer.run.leader import Leader
 from trainer.run.rollout_source import RolloutSource
@@ -28,12 +29,21 @@ def train(config: RunConfig, *, quiet: bool = False) -> None:
         run.resume(learner)
         if run.is_complete():
             return
-        with processes.on_leader(partial(Leader, config, pair, run.note, run.rollout_progress)) as leader:
+        with (
+            processes.on_leader(partial(Leader, drawing(config), pair, run.note, run.rollout_progress)) as leader,
+            evaluation_leader(config, pair, processes, run.note) as beside_leader,
+        ):
             run.begin(leader)
             weight_sync = WeightSync(learner, processes, leader, run.phases)
             rollout_source = RolloutSource(config, weight_sync, processes, leader, run.phases)
-            evaluator = Evaluator(config, weight_sync, processes, leader, run.phases)
+            evaluator = Evaluator(
+                config, weight_sync, processes, leader, run.phases,
+                beside_leader=beside_leader, student_of=run.student_of,
+            )  # fmt: skip
 
+            for step in run.pending_evaluations:  # were made beside the training, and cut short
+                evaluator.evaluate_late(step)
+                run.record_late(evaluator.late())
             if run.pending_row is not None:  # of the untrained student, or of an update whose evaluation was cut short
                 run.record(run.step, run.pending_row, evaluator.evaluate_if_due(run.step))
             for k in range(run.step, config.steps):
@@ -45,4 +55,6 @@ def train(config: RunConfig, *, quiet: bool = False) -> None:
                 row = learner.measure(update) | rollout_source.measure(k, rollouts)
                 run.checkpoint_if_due(k + 1, learner, row)
                 run.record(k + 1, row, evaluator.evaluate_if_due(k + 1))
+                run.record_late(evaluator.late())
+            run.record_late(evaluator.late(wait=True))
             run.report()

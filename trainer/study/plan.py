@@ -24,8 +24,15 @@ from trainer.study.methods import BEHAVIOUR, LOSS, METHODS, Method
 RUNS = "runs"
 """Of a study's folder: the folders of its runs."""
 
-_SERVER_AT = "http://127.0.0.1:1"
-"""Stands for the study's server while runs are planned; where it is does not matter to a run."""
+_SERVERS_AT = ["http://127.0.0.1:1", "http://127.0.0.1:2"]
+"""Stand for the study's servers while runs are planned; where they are does not matter to a run."""
+
+
+_PLACE: dict[str, Any] = {
+    **dict.fromkeys(("name", "folder", "server", "push", "records"), True),
+    "evaluation": {"beside_training"},
+}
+"""Settings that say where and when, not what comes out."""
 
 
 class Family(Section):
@@ -113,7 +120,7 @@ class PlannedRun:
 
     def digest(self) -> str:
         """Of all that decides what comes out."""
-        values = self.config.model_dump(mode="json", exclude={"name", "folder", "server", "push", "records"})
+        values = self.config.model_dump(mode="json", exclude=_PLACE)
         return hashlib.sha256(json.dumps([values, self.first_step], sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -252,7 +259,7 @@ def _warmup(study: StudyConfig, common: Mapping[str, Any], method: Method, seed:
 def _run(
     study: StudyConfig, family: str, name: str, values: Mapping[str, Any], after: str | None, first: int
 ) -> PlannedRun:
-    server = {"server.launch": None, "server.urls": [_SERVER_AT], "server.launch_options": []}
+    server = {"server.launch": None, "server.urls": _SERVERS_AT, "server.launch_options": []}
     try:
         return PlannedRun(name, load_config(study.base, _overrides({**values, **server, "name": name})), after, first)
     except WrongConfig as error:
