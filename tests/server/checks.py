@@ -55,6 +55,21 @@ def run_concurrently(server: Server, requests: list[Request]) -> list[dict[str, 
         return [future.result() for future in futures]
 
 
+def check_the_student_alone(server: Server, oracle: Oracle, others: list[Request]) -> None:
+    """Requests in which the teacher has no part draw what they draw beside it; the others among them stay right."""
+    asked = [
+        (ids, {"trb_rule": "student", "trb_return": "tokens"}, sampling | {"sampling_seed": i})
+        for i, (ids, _, sampling) in enumerate(others)
+        if sampling.keys() == {"max_new_tokens", "ignore_eos"}
+    ]
+    expected = [answer["output_ids"] for answer in run_concurrently(server, asked)]
+    alone = [(ids, blend | {"trb_return": "none"}, sampling) for ids, blend, sampling in asked]
+    answers = run_concurrently(server, [*alone, *others])
+    assert [answer["output_ids"] for answer in answers[: len(alone)]] == expected
+    for request, answer in zip(others, answers[len(alone) :], strict=True):
+        check_against_oracle(oracle, request, answer, exact_penalties=False)
+
+
 def check_against_oracle(oracle: Oracle, request: Request, answer: dict[str, Any], exact_penalties: bool) -> None:
     """Every reported number of every token agrees with the oracle to TOLERANCE.
 

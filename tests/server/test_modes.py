@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from sglang_trb.checkpoints.memory import model_memory
 from tests.pairs import POISON_STUDENT_ID, TOKENIZER_SIZE, Pair, build_pair
-from tests.server.checks import check_against_oracle, mixed_requests, prompts, run_concurrently
+from tests.server.checks import check_against_oracle, check_the_student_alone, mixed_requests, prompts, run_concurrently
 from tests.server.deaths import check_all_end_with
 from tests.server.harness import ADMIN_KEY, Server, serve
 from tests.server.oracle import Oracle
@@ -83,6 +83,7 @@ def test_answers_agree_with_transformers(mode: Mode, oracles: dict[str, Oracle])
         assert all(answer["meta_info"]["cached_tokens"] > 0 for answer in answers)
         if mode.name == "retracting":
             assert any(answer["meta_info"]["num_retractions"] for answer in answers)
+        check_the_student_alone(server, oracle, requests)
         if mode.name == "tensor_parallel":
             check_an_update_reaches_all_ranks_or_none(server, pair)
         if mode.name == "chunked":
