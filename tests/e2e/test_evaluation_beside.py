@@ -1,12 +1,13 @@
 """Trainings that keep one of two servers for their evaluations (``evaluation.beside_training``)."""
 
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.tiny_training import STEPS, check_each_prompt_once, curve_of, train, write_config
+from tests.e2e.tiny_training import STEPS, check_each_prompt_once, curve_of, end_of, train, write_config
 from trainer.learner.checkpoints import CheckpointStore
-from trainer.records import EVALUATIONS, METRICS_FILE, read_rows, undeclared
+from trainer.records import EVALUATIONS, METRICS_FILE, curve, read_rows, undeclared
 from trainer.rollouts.journal import StepJournal
 from trainer.rollouts.versions import updates_of
 
@@ -53,12 +54,8 @@ def check_as(config: Path, plain: Path) -> None:
 
 def curve_of_values(config: Path) -> list[dict]:
     """Without the order of a row's names: what came late is at its end."""
-    assert curve_of(config).count("NaN") == 0
-    return [
-        {name: value for name, value in row.items() if not name.startswith("time/") and "_per_s" not in name}
-        | {"eval/seconds": None}
-        for row in read_rows(run_of(config) / METRICS_FILE)
-    ]
+    assert "NaN" not in curve_of(config)
+    return curve(read_rows(run_of(config) / METRICS_FILE))
 
 
 def best_of(config: Path) -> object:
@@ -112,3 +109,14 @@ def test_an_evaluation_that_fails_ends_the_run_with_its_reason(config, server, b
                  "evaluation.every=50", "evaluation.at_start=false")  # fmt: skip
     assert done.returncode == 1 and "http://127.0.0.1:9 is gone since" in done.stderr, done.stderr + done.stdout
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_two_processes_and_rollouts_ahead(config, pair, server, beside, tmp_path_factory):
+    """The others come to every look at the evaluation; the rollouts are drawn beside it and beside the training."""
+    waits = write_config(tmp_path_factory.mktemp("waits"), pair, server)
+    for path, own in ((waits, []), (config, beside)):
+        launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "sglang_trb.cli.main", "train"]
+        done = end_of([sys.executable, *launch, "--config", str(path), "rollouts.max_staleness=1", *own], seconds=400)
+        assert done.returncode == 0, done.stderr
+    check_as(config, waits)
