@@ -78,7 +78,7 @@ def test_evaluations_are_those_of_the_run_that_waits_for_them(config, plain, bes
     assert again.returncode == 0 and "all 4 updates are made" in again.stdout, again.stderr
 
 
-@pytest.mark.parametrize("beside_again", [True, False])
+@pytest.mark.parametrize("beside_again", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_killed_in_an_evaluation_while_the_training_was_ahead(config, plain, beside, beside_again):
     """The evaluation of update 2 ends the process once checkpoint 4 is there, of which the newest alone is kept."""
     few = "checkpoints.keep_last=1"
@@ -93,6 +93,7 @@ def test_killed_in_an_evaluation_while_the_training_was_ahead(config, plain, bes
     check_as(config, plain)
 
 
+@pytest.mark.slow
 def test_killed_in_the_last_evaluation(config, plain, beside):
     killed = train(config, *beside, where="evaluation", count=3)
     assert killed.returncode == 9, killed.stderr
