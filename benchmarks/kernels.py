@@ -36,13 +36,14 @@ VOCAB = 151_936
 H100_BYTES_PER_SECOND = 3.35e12
 """Of its memory, as its maker says."""
 
+BATCHES = (1, 8, 64, 256, 512)
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cpu: the plan (default), cuda: times")
-    parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 64, 256, 512], help="batch sizes of the times")
+    parser.add_argument("--rows", type=int, nargs="+", default=BATCHES, help="batch sizes of the times")
     parser.add_argument("--vocab", type=int, default=VOCAB, help="vocabulary size (default %(default)s, Qwen3's)")
     parser.add_argument("--epsilon", type=float, default=0.01, help="budget in nats (default %(default)s)")
     parser.add_argument(
