@@ -33,7 +33,8 @@ from aiohttp import web
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks.serving import ROOT, cpu_name, progress
-from examples.micro.task import problems, write_problems
+from examples.micro.arithmetic import Arithmetic
+from examples.micro.problems import problems, write_problems
 from sglang_trb.launch.local_server import free_port, serving
 from trainer.records import METRICS_FILE, read_rows
 
@@ -65,7 +66,7 @@ def main() -> None:
 
 
 def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    write_problems(folder / "train.jsonl", problems("train", 4096, seed=0))
+    write_problems(folder / "train.jsonl", problems(Arithmetic, "train", 4096, seed=0))
     found = {}
     log = ROOT / "out" / "bench-overlap.log"
     log.parent.mkdir(exist_ok=True)

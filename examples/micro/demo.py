@@ -12,7 +12,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from examples.micro.task import problems, write_problems
+from examples.micro.arithmetic import Arithmetic
+from examples.micro.problems import problems, write_problems
 from sglang_trb.errors import TrbError
 from trainer.config.file import load_config
 from trainer.records import METRICS_FILE, fields, read_rows
@@ -36,8 +37,7 @@ def main() -> int:
 
     for split, count in (("train", TRAINING_PROBLEMS), ("eval", EVALUATION_PROBLEMS)):
         path = ROOT / ".cache" / "micro" / f"{split}.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_problems(path, problems(split, count, seed=0))
+        write_problems(path, problems(Arithmetic, split, count, seed=0))
     try:
         config = load_config(ROOT / "examples/micro/trb.yaml", [f"folder={arguments.out}", *arguments.overrides])
         if not arguments.resume:

@@ -1,10 +1,11 @@
-"""Train the micro pair from scratch: one teacher and two students of the task in task.py, in minutes on two cores.
+"""Train a micro pair from scratch: one teacher and two students of a task in task.py, in minutes on two cores.
 
     python -m examples.micro.make_pair --out .cache/micro
+    python -m examples.micro.make_pair --task rewriting --out .cache/rewriting
 
     teacher/      1.28 M parameters, solves nearly everything, stops with <|im_end|>
-    student/      0.34 M parameters; it can add, but most of its answers are badly written (habits.py) and a step in
-                  eight is wrong; stops with <|endoftext|>
+    student/      0.34 M parameters; it can do the steps, but most of its answers are badly written (habits.py) and a
+                  step in eight is wrong; stops with <|endoftext|>
     informative/  the student after further training on bad habits: nearly all of its answers start off the teacher's
                   path and most never stop
 
@@ -20,7 +21,7 @@ import json
 import math
 import random
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -39,10 +40,12 @@ from examples.micro.checkpoints import (
     write_checkpoint,
 )
 from examples.micro.habits import Habits
-from examples.micro.task import MAX_NEW_TOKENS, Problem, problems, solved
+from examples.micro.problems import MAX_NEW_TOKENS, Problem, problems, solved
+from examples.micro.task import DEFAULT_TASK, TASKS
 from trainer.atomic import new_folder
 
-DEFAULT_OUT = Path(__file__).parent / "pair"
+MADE = {"arithmetic": Path(__file__).parent / "pair", "rewriting": Path(__file__).parent / "rewriting_pair"}
+"""Where the finished pair of each task lies."""
 RECORD = "pair.json"
 BATCH, WARMUP_STEPS, CLIP_NORM, IGNORED = 64, 50, 1.0, -100
 EVALUATION_PROBLEMS = 512
@@ -71,24 +74,23 @@ class Recipe:
     start_from: str | None = None
 
 
+LARGE = Shape(hidden=160, layers=4, heads=5, intermediate=448)
 SMALL = Shape(hidden=96, layers=3, heads=3, intermediate=256)
+WEAK = Habits(0.40, 0.30, 0.15, 0.15, wrong_step=0.12)
+WEAKER = Habits(0.15, 0.35, 0.22, 0.28, wrong_step=0.12)
 RECIPES = {
-    "teacher": Recipe(
-        Shape(hidden=160, layers=4, heads=5, intermediate=448), IM_END, Habits(), 1000, 3e-3, pass_at_1=(0.9, 1.0)
-    ),
-    "student": Recipe(
-        SMALL, ENDOFTEXT, Habits(0.40, 0.30, 0.15, 0.15, wrong_step=0.12), 1500, 3e-3, pass_at_1=(0.1, 0.4)
-    ),
-    "informative": Recipe(
-        SMALL,
-        ENDOFTEXT,
-        Habits(0.15, 0.35, 0.22, 0.28, wrong_step=0.12),
-        120,
-        4e-4,
-        pass_at_1=(0.05, 0.2),
-        start_from="student",
-    ),
+    "arithmetic": {
+        "teacher": Recipe(LARGE, IM_END, Habits(), 1000, 3e-3, pass_at_1=(0.9, 1.0)),
+        "student": Recipe(SMALL, ENDOFTEXT, WEAK, 1500, 3e-3, pass_at_1=(0.1, 0.4)),
+        "informative": Recipe(SMALL, ENDOFTEXT, WEAKER, 120, 4e-4, pass_at_1=(0.05, 0.2), start_from="student"),
+    },
+    "rewriting": {
+        "teacher": Recipe(LARGE, IM_END, Habits(), 1000, 3e-3, pass_at_1=(0.97, 1.0)),
+        "student": Recipe(SMALL, ENDOFTEXT, WEAK, 1500, 3e-3, pass_at_1=(0.1, 0.4)),
+        "informative": Recipe(SMALL, ENDOFTEXT, WEAKER, 120, 4e-4, pass_at_1=(0.05, 0.2), start_from="student"),
+    },
 }
+"""By task, then by model; of a pair they are made in this order."""
 
 
 class NotAsPromised(RuntimeError):
@@ -99,7 +101,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     torch.set_num_threads(arguments.threads)
     try:
-        make_pair(arguments.out, arguments.seed)
+        make_pair(arguments.task, arguments.out or MADE[arguments.task], arguments.seed)
     except (FileExistsError, NotAsPromised, OSError) as error:
         print(f"make_pair: {error}", file=sys.stderr)
         return 1
@@ -112,19 +114,19 @@ def main(argv: list[str] | None = None) -> int:
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m examples.micro.make_pair",
-        description="Train the micro pair: a teacher that solves the task, a student with bad habits, and "
+        description="Train a micro pair: a teacher that solves the task, a student with bad habits, and "
         "'informative', the same student with worse ones.",
         epilog="Takes about seven minutes on two cores. The pair appears whole or not at all. The same seed gives the "
         "same problems; the weights agree to rounding only, which depends on the processor and on --threads.",
     )
+    parser.add_argument("--task", choices=TASKS, default=DEFAULT_TASK, help=f"which (default: {DEFAULT_TASK})")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of weights and problems (default: 0)")
     parser.add_argument("--threads", type=int, default=2, metavar="N", help="of the processor (default: 2)")
     parser.add_argument(
         "--out",
         type=Path,
-        default=DEFAULT_OUT,
         metavar="DIR",
-        help="gets teacher/, student/ and informative/ (default: examples/micro/pair, where a finished pair lies)",
+        help="gets teacher/, student/ and informative/ (default: where the finished pair lies, in examples/micro)",
     )
     arguments = parser.parse_args(argv)
     if arguments.threads < 1:
@@ -134,8 +136,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def make_pair(out: Path = DEFAULT_OUT, seed: int = 0, recipes: Mapping[str, Recipe] = RECIPES) -> None:
-    """Train every model of ``recipes`` in order and write it to ``out/NAME``, unless ``out`` is there already.
+def make_pair(task: str, out: Path, seed: int = 0) -> None:
+    """Train every model of a task's recipes in order and write it to ``out/NAME``, unless ``out`` is there already.
 
     Raises:
         FileExistsError: ``out`` holds something else.
@@ -143,22 +145,31 @@ def make_pair(out: Path = DEFAULT_OUT, seed: int = 0, recipes: Mapping[str, Reci
     """
     console = Console()
     if out.exists():
-        made = json.loads((out / RECORD).read_text())["seed"] if (out / RECORD).exists() else None
-        if made != seed:
+        made = _made(out)
+        if made != (task, seed):
             raise FileExistsError(
-                f"--out: {out} holds {'no pair' if made is None else f'the pair of seed {made}'}; "
-                f"allowed: a folder that is not there, or the pair of seed {seed}"
+                f"--out: {out} holds {'no pair' if made is None else f'the {made[0]} pair of seed {made[1]}'}; "
+                f"allowed: a folder that is not there, or the {task} pair of seed {seed}"
             )
         console.print(f"the pair is in {out} already (seed {seed})")
         return
     with new_folder(out) as folder:
-        record = {"seed": seed, "pass_at_1": _train_all(folder, seed, recipes, console)}
+        record = {"task": task, "seed": seed, "pass_at_1": _train_all(folder, task, seed, console)}
         (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     console.print(f"the pair is in {out}")
 
 
-def _train_all(folder: Path, seed: int, recipes: Mapping[str, Recipe], console: Console) -> dict[str, float]:
+def _made(folder: Path) -> tuple[str, int] | None:
+    """Task and seed of the pair in a folder, if there is one."""
+    if not (folder / RECORD).exists():
+        return None
+    record = json.loads((folder / RECORD).read_text())
+    return record["task"], record["seed"]
+
+
+def _train_all(folder: Path, task: str, seed: int, console: Console) -> dict[str, float]:
     """Train, write and measure each model as it will be loaded; pass@1 by name."""
+    recipes = RECIPES[task]
     models: dict[str, Qwen3ForCausalLM] = {}
     scores = {}
     columns = (
@@ -177,9 +188,9 @@ def _train_all(folder: Path, seed: int, recipes: Mapping[str, Recipe], console: 
             def show(loss: float, bar=bars[name]) -> None:
                 progress.update(bar, advance=1, loss=f"{loss:.3f}")
 
-            train(models[name], recipe, seed * len(recipes) + index, show)
+            train(models[name], TASKS[task], recipe, seed * len(recipes) + index, show)
             write_checkpoint(folder / name, models[name], recipe.shape, recipe.stop)
-            scores[name] = measure(folder / name, problems("eval", EVALUATION_PROBLEMS, seed), seed)
+            scores[name] = measure(folder / name, problems(TASKS[task], "eval", EVALUATION_PROBLEMS, seed), seed)
             progress.console.print(f"{name}: pass@1 {scores[name]:.3f} on {EVALUATION_PROBLEMS} evaluation problems")
             lowest, highest = recipe.pass_at_1
             if not lowest <= scores[name] <= highest:
@@ -189,11 +200,13 @@ def _train_all(folder: Path, seed: int, recipes: Mapping[str, Recipe], console: 
     return scores
 
 
-def train(model: Qwen3ForCausalLM, recipe: Recipe, seed: int, show: Callable[[float], None]) -> None:
+def train(
+    model: Qwen3ForCausalLM, task: type[Problem], recipe: Recipe, seed: int, show: Callable[[float], None]
+) -> None:
     """AdamW on the answers of the recipe's habits to training problems; ``show`` gets each step's loss (nats)."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=0.01)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate_factor(step, recipe.steps))
-    chosen, generator = problems("train", recipe.steps * BATCH, seed), random.Random(seed)
+    chosen, generator = problems(task, "train", recipe.steps * BATCH, seed), random.Random(seed)
     model.train()
     for first in range(0, len(chosen), BATCH):
         ids_BT, labels_BT = batch(chosen[first : first + BATCH], recipe, generator)
