@@ -17,7 +17,7 @@ from sglang_trb.pair.stops import stop_alignment
 from sglang_trb.pair.vocab import check_same_vocabulary
 
 STUDENTS = ("student", "informative")
-each_task = pytest.mark.parametrize("task", ["arithmetic"])
+each_task = pytest.mark.parametrize("task", TASKS)
 
 
 @each_task
