@@ -12,7 +12,7 @@ from tests.study_folders import write_run, write_study
 from trainer.cli.report import run as report
 from trainer.records import METRICS_FILE, RecordsBroken, fields
 from trainer.report import NothingToReport
-from trainer.study.page import write_study_report
+from trainer.study.page import _chain, write_study_report
 from trainer.study.queue import OtherStudy
 from trainer.study.results import ScoresBroken, State, read_study
 from trainer.study.table import make_table
@@ -138,3 +138,13 @@ def test_what_cannot_be_shown_is_one_clear_line(study, tmp_path):
     (study / "study.json").write_text('{"members": [{"family": 1}], "base": {}}')
     with pytest.raises(OtherStudy, match="study.json: got a damaged record"):
         read_study(study)
+
+
+def test_the_chain_rules_interval_is_as_wide_as_its_updates_are_few():
+    """Of two updates t is 12.7, not 2; of one nothing can be said."""
+    rows = [
+        {fields.EPSILON: 0.1, fields.RESPONSE_LENGTH: 40.0, fields.SUM_KL: 2.0, fields.LOG_RATIO_KL: estimate}
+        for estimate in (1.9, 2.0)
+    ]
+    assert _chain(rows)["log_ratio"] == "1.950 ± 0.635"  # 12.706 x 0.0707 / sqrt(2)
+    assert _chain(rows[:1])["log_ratio"] == "1.900 ± –"

@@ -19,6 +19,7 @@ from sglang_trb.display.templating import environment, script
 from trainer.atomic import write_file
 from trainer.records import fields
 from trainer.report.style import DARK_SERIES, SERIES, SHADE
+from trainer.statistics import CONFIDENCE
 from trainer.study.deviations import deviations
 from trainer.study.drawing import Picture
 from trainer.study.efficiency import HEADS as MEMORY_HEADS
@@ -29,6 +30,7 @@ from trainer.study.queue import State
 from trainer.study.results import StudyResult, read_study
 from trainer.study.side_by_side import HEADS, SideBySide, side_by_side
 from trainer.study.small_budgets import budget_rows, small_budgets
+from trainer.study.student_t import quantile
 from trainer.study.table import MEAN, Table, TableRow, make_table
 from trainer.study.theory import LEAST_MASS, Theory, theory
 from trainer.text import duration
@@ -236,12 +238,12 @@ def _chain(rows: Sequence[dict[str, float]]) -> Shown:
         return float(np.mean([row.get(field, np.nan) for row in rows]))
 
     bound = float(np.mean([row[fields.EPSILON] * row.get(fields.RESPONSE_LENGTH, np.nan) for row in rows]))
-    error = (
-        float(np.std([row.get(fields.LOG_RATIO_KL, np.nan) - row[fields.SUM_KL] for row in rows])) / len(rows) ** 0.5
-    )
+    apart = [row.get(fields.LOG_RATIO_KL, np.nan) - row[fields.SUM_KL] for row in rows]
+    several = len(apart) > 1
+    half = quantile(CONFIDENCE, len(apart) - 1) * np.std(apart, ddof=1) / len(apart) ** 0.5 if several else np.nan
     return {
         "sum": number(mean(fields.SUM_KL), 3),
-        "log_ratio": f"{number(mean(fields.LOG_RATIO_KL), 3)} ± {number(2 * error, 3)}",
+        "log_ratio": f"{number(mean(fields.LOG_RATIO_KL), 3)} ± {number(half, 3)}",
         "bound": number(bound, 3),
         "updates": len(rows),
     }
