@@ -51,7 +51,6 @@ class HostRow:
         params: its blending parameters.
         work: what its rule asks for beyond the student's own draw.
         filters, tempers, biased: whether it filters its distribution, divides by a temperature, has a logit bias.
-        needs_teacher: whether the teacher has a part in it.
     """
 
     params: BlendParams
@@ -59,7 +58,6 @@ class HostRow:
     filters: bool
     tempers: bool
     biased: bool
-    needs_teacher: bool
 
     @property
     def unfused(self) -> bool:
@@ -78,7 +76,6 @@ class HostRow:
             filters=cuts or asked.top_p < 1.0 or asked.min_p > 0.0,
             tempers=asked.temperature != 1.0,
             biased=asked.logit_bias is not None,
-            needs_teacher=params.needs_teacher,
         )
 
 
@@ -106,7 +103,7 @@ class BlendColumns:
         return cls(
             rows,
             column([p.rule.code for p in params], torch.int8),
-            column([not row.needs_teacher for row in rows], torch.bool),
+            column([not p.needs_teacher for p in params], torch.bool),
             {name: column(*spelled) for name, spelled in columns(params).items()},
             column(seeds, torch.int64),
         )
@@ -135,7 +132,7 @@ class BlendColumns:
 
     def needs_teacher(self) -> bool:
         """Whether the teacher has a part in some row."""
-        return self.any(lambda row: row.needs_teacher)
+        return self.any(lambda row: row.params.needs_teacher)
 
     def any_returns(self, level: Return) -> bool:
         """Whether some row wants statistics of this level."""
@@ -184,7 +181,7 @@ class TrbSamplingBatchInfo(SamplingBatchInfo):
             return student_logits_BV
         if logits is None:
             raise NotInForce("the sampler was called without the teacher's logits: the paired worker is not in force")
-        if self.blend.any(lambda row: not row.needs_teacher):
+        if self.blend.any(lambda row: not row.params.needs_teacher):
             logits = logits.masked_fill(self.blend.alone_B[:, None], 0.0)
         return logits
 
