@@ -143,4 +143,4 @@ def test_orders_of_an_evaluation_leave_out_what_is_too_long_and_keep_the_rest_al
     sums = RenderedBenchmark.of(config.evaluation.benchmarks[0].model_copy(update={"samples": 2}), SUMS, render)
     all_of_it, fitting = sums.requests(config, 3, "v", 8), sums.requests(config, 3, "v", 7)
     assert fitting == all_of_it[:2] and sums.wanted == len(all_of_it) == 4
-    assert [order.blend.returned.value for order in all_of_it] == ["tokens", "summary", "summary", "summary"]
+    assert [order.blend.returned.value for order in all_of_it] == ["tokens", "none", "none", "none"]

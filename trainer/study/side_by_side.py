@@ -25,7 +25,7 @@ from trainer.study.table import BASELINE, Table
 PROMPTS, TOKENS, PROMPT_LETTERS = 3, 200, 600
 """At most so many prompts, tokens of a rollout, and letters of a prompt (its last) are shown."""
 
-HEADS = ("prompt", "method", "place", "token", "beta", "kl")
+HEADS = ("prompt", "method", "place", "token", "beta", "kl_nats")
 NOT_KEPT = (
     "Rollouts side by side are left out",
     ": no step is on the disk of which vanilla OPD and TRB both have the rollouts, TRB with a budget; "
@@ -57,7 +57,7 @@ class SideBySide:
         return [{"prompt": one.prompt, "completions": [shown(one), shown(other)]} for one, other in pairs]
 
     def rows(self) -> list[tuple[Any, ...]]:
-        """`HEADS` of each token that is shown; kl in nats."""
+        """`HEADS` of each token that is shown."""
         return [
             (c.prompt, c.label, place, piece, beta, kl)
             for c in self.completions
