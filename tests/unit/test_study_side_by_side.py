@@ -51,7 +51,7 @@ def test_the_first_common_step_is_shown_with_every_token(study):
     ]
     first = read_step(study / "runs" / "a-0" / "journal" / trb.name.replace("2", "1"), lambda key: True)[0]
     assert [float(r["beta"]) for r in rows[12:24]] == first.tokens.beta.tolist()
-    assert [float(r["kl"]) for r in rows[12:24]] == first.tokens.kl.tolist()
+    assert [float(r["kl_nats"]) for r in rows[12:24]] == first.tokens.kl.tolist()
     assert {float(r["beta"]) for r in rows[:12]} == {0}
     assert "script-src 'sha256-" in page and "TRB &lt;b&gt;" in page and "TRB <b>" not in page
 
